@@ -1,0 +1,73 @@
+"""Counters for Prometheus, summed over the gateway's processes, and gauges asked from the store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import cache
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import REGISTRY, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from jobs.errors import JobsError
+from jobs.model import Accepted
+from jobs.store import JobStore
+
+REQUESTS = Counter("gristmill_requests", "Answers by operation and status.", ["operation", "status"])
+SECONDS = Histogram("gristmill_request_seconds", "Seconds to an answer's end; waiting and streams too.", ["operation"])
+ACCEPTED = Counter("gristmill_jobs_accepted", "Jobs accepted by this gateway.", ["pipeline"])
+REPLAYED = Counter("gristmill_jobs_replayed", "Submissions whose Idempotency-Key was known.", ["pipeline"])
+
+WAITING = Gauge("gristmill_waiting", "Streams and waiting requests.", multiprocess_mode="livesum")
+
+
+def answered(operation: str, status: int, seconds: float) -> None:
+    """Count one answer."""
+    count, time = _children(operation, status)
+    count.inc()
+    time.observe(seconds)
+
+
+@cache
+def _children(operation: str, status: int) -> tuple[Counter, Histogram]:
+    """Looking a metric up by its labels costs more than counting."""
+    return REQUESTS.labels(operation, str(status)), SECONDS.labels(operation)
+
+
+def accepted(answer: Accepted) -> None:
+    """Count one submission."""
+    (REPLAYED if answer.replayed else ACCEPTED).labels(answer.job.pipeline).inc()
+
+
+def text(store: JobStore) -> bytes:
+    """Everything, in Prometheus' text format."""
+    registry = REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    jobs = CollectorRegistry()
+    jobs.register(_Jobs(store))
+    return generate_latest(registry) + generate_latest(jobs)
+
+
+class _Jobs(Collector):
+    """How many jobs there are, for all gateways the same; without them when the store does not answer."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        up = GaugeMetricFamily("gristmill_store_up", "Whether the store answers.")
+        jobs = GaugeMetricFamily("gristmill_jobs", "Jobs by pipeline and status.", labels=["pipeline", "status"])
+        try:
+            for (pipeline, status), count in self._store.counts().items():
+                jobs.add_metric([pipeline, status.value], count)
+            up.add_metric([], 1)
+        except JobsError:
+            up.add_metric([], 0)
+        return (up, jobs)

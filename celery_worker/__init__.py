@@ -1,0 +1,1 @@
+"""The workers: from a Celery signature to a stage function and back."""

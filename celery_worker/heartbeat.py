@@ -1,0 +1,314 @@
+"""Celery's parent process keeps the leases of its children, and knows why one died.
+
+A thread in the child would starve: a library may hold the interpreter's lock for longer than a lease. The parent
+renews every claim its children hold, learns that a job has ended and stops its part, ends what runs for too long or
+takes too much memory, and ends the lease of a child that died, with its cause, so that nobody waits for it to run out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import psutil
+from celery.worker import state
+
+from celery_worker.line import Exchange, Hello, Holds, Progress, Released, Rung, Stop, Waits, words
+from celery_worker.watchdog import Signs, Watchdog
+from jobs import log
+from jobs.dispatch import Bell, open_bell
+from jobs.errors import ClaimLost, StoreUnavailable
+from jobs.model import Cause, Claim, JobError, PartKey, Ring, Standing
+from jobs.settings import Settings
+from jobs.store import JobStore, open_store
+from jobs.sweeper import back_off
+
+TICK_S = 0.2  # between two looks at the children
+LOOK_S = 1.0  # a dismissed job is noticed after this, whatever the lease: its worker must be free within 5 s
+STOP_S = 3.0  # a stage has this long to stop at a checkpoint
+YOUNG_S = 180.0  # a child may load models for so long before it takes its first part
+STRANDED = 1_000  # parts that are remembered until the store is told; the others come again
+STOOD_STILL = 70  # the exit code of a worker that ends itself
+MIB = 1_048_576
+
+BROKE = JobError("stage-broke", "The stage broke.")
+WORKER_LOST = JobError("worker-lost", "The worker's process died while it ran the part.")
+TIME_LIMIT = JobError("time-limit", "The stage ran out of its time.")
+OUT_OF_MEMORY = JobError("out-of-memory", "The stage took more memory than it may.")
+GIVEN_BACK = JobError("worker-lost", "The worker was shut down before the part was finished.")
+
+logger = log.get(__name__)
+
+
+@dataclass
+class Hold:
+    """A claim of a child, as the parent sees it."""
+
+    claim: Claim
+    since: float  # moved on by the time that the child waited
+    renewed: float
+    progress: float = 0.0
+    told: float = 0.0  # the progress that the store knows
+    waits_since: float | None = None
+    stop_at: float | None = None  # when the child is killed, once it was told to stop
+
+    def wait(self, since: float | None, now: float) -> None:
+        """Stop the clock of its time limit, or let it go on."""
+        if self.waits_since is not None:
+            self.since += now - self.waits_since
+        self.waits_since = since
+
+    def is_over(self, now: float) -> bool:
+        """Whether the stage itself has taken longer than it may."""
+        return self.waits_since is None and now - self.since > self.claim.stage.time_limit
+
+
+@dataclass
+class Child:
+    """A child process and what it holds. `verdict` is why the parent killed it, and over which claim."""
+
+    connection: Connection
+    young_until: float  # it may load models until then, or until it takes its first part
+    pid: int = 0
+    scratch: str = ""
+    holds: dict[str, Hold] = field(default_factory=dict)
+    verdict: tuple[str, Cause, JobError] | None = None
+
+
+class Heart:
+    """The thread that does all this, with a connection to the store of its own."""
+
+    def __init__(self, settings: Settings, workplace: Path, *, grace_s: float = 60.0) -> None:
+        self._settings, self._workplace, self._grace_s = settings, workplace, grace_s
+        self._exchange = Exchange(workplace / "line")
+        self._children: list[Child] = []
+        self._store: JobStore = open_store(
+            settings.store_url, result_ttl_s=settings.result_ttl_s, without=settings.without
+        )
+        self._bell: Bell = open_bell(settings, self._store.rung)
+        self._beat_s = min(settings.beat_s, LOOK_S)
+        self._rung: list[Ring] = []
+        self._stranded: deque[PartKey] = deque(maxlen=STRANDED)
+        self._patient_at = 0.0  # the store did not answer: not before then again
+        self._give_back_at: float | None = None
+        self._looped: float | None = None
+        queue = settings.queues[0]
+        signs = Signs(_reserved, lambda: self._bell.depth(queue), self._store.ping)
+        self._dog = Watchdog(signs, settings.watchdog_s)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+
+    def start(self) -> None:
+        """Beat from now on. Before the first child is made, so that each finds its line."""
+        self._thread.start()
+
+    def shut_down(self) -> None:
+        """The worker takes no more work: what is not finished in time is given back. A second call: at once."""
+        self._give_back_at = time.monotonic() + (0.0 if self._give_back_at else self._grace_s)
+
+    def close(self) -> None:
+        """The children have ended, or must: give back whatever one of them still holds."""
+        self._give_back_at = 0.0
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join(10.0)
+        shutil.rmtree(self._workplace, ignore_errors=True)
+
+    def looped(self, now: float | None) -> None:
+        """Celery's main loop turned; None: it is waiting for its broker, and cannot turn."""
+        self._looped = now
+
+    def strand(self, at: PartKey) -> None:
+        """A part's signature came that no child can take: let the store know."""
+        self._stranded.append(at)
+
+    # -- the thread ---------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._closing.wait(TICK_S):
+            self._guarded(self._tick)
+        self._guarded(self._last_tick)
+        self._exchange.close()
+        self._bell.close()
+        self._store.close()
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except StoreUnavailable as error:
+            # The children work on; each call to an absent store may take seconds, and the children must be watched.
+            self._patient_at = time.monotonic() + LOOK_S
+            logger.warning("store_unavailable", error=str(error))
+        except Exception:  # a heart that stops loses every lease of the worker
+            logger.exception("heartbeat_broke")
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self._touch(now)
+        for connection in self._exchange.accept():
+            self._children.append(Child(connection, young_until=now + YOUNG_S))
+        for child in list(self._children):
+            if not self._listen(child, now):
+                self._bury(child)
+        for child in self._children:
+            self._watch(child, now)
+        if now >= self._patient_at:
+            self._tell()
+            if "heartbeat" not in self._settings.without:
+                self._renew(now)
+        if self._give_back_at is None:
+            holds = sum(len(child.holds) for child in self._children)
+            young = sum(now < child.young_until for child in self._children)
+            if why := self._dog.verdict(now, self._looped, holds, young):
+                self._end_worker(why)
+
+    def _end_worker(self, why: str) -> None:
+        """Whoever supervises the worker starts it anew; what its children hold is given back before."""
+        logger.error("worker_stands_still", why=why)
+        for child in self._children:
+            for token in list(child.holds)[:1]:
+                self._kill(child, token, Cause.GIVEN_BACK, GIVEN_BACK)
+        for child in list(self._children):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
+            with contextlib.suppress(StoreUnavailable):
+                self._bury(child)
+        os._exit(STOOD_STILL)
+
+    def _last_tick(self) -> None:
+        self._tick()
+        for child in list(self._children):
+            if child.holds:
+                self._kill(child, next(iter(child.holds)), Cause.GIVEN_BACK, GIVEN_BACK)
+                child.connection.close()
+                self._bury(child)
+
+    def _touch(self, now: float) -> None:
+        """The sign of life that a health check looks at. A broker's outage is none of its business."""
+        if self._looped is None or now - self._looped < self._settings.watchdog_s:
+            (self._workplace / "alive").touch()
+
+    def _listen(self, child: Child, now: float) -> bool:
+        """Take in what a child said; False when it has died."""
+        try:
+            for word in words(child.connection):
+                match word:
+                    case Holds(claim):
+                        child.holds[claim.token] = Hold(claim, since=now, renewed=now)
+                        child.young_until = now
+                    case Progress(token, fraction) if token in child.holds:
+                        child.holds[token].progress = fraction
+                    case Waits(token, waiting) if token in child.holds:
+                        child.holds[token].wait(now if waiting else None, now)
+                    case Released(token):
+                        child.holds.pop(token, None)
+                    case Rung(rings):
+                        self._rung += rings
+                    case Hello(pid, scratch):
+                        child.pid, child.scratch = pid, scratch
+        except (EOFError, OSError):
+            return False
+        return True
+
+    def _watch(self, child: Child, now: float) -> None:
+        """Stop and kill what must not go on."""
+        for hold in child.holds.values():
+            claim = hold.claim
+            if hold.stop_at is None and self._give_back_at is not None and now >= self._give_back_at:
+                self._stop(child, hold, now)
+            if hold.stop_at is not None and now >= hold.stop_at:
+                ended = self._give_back_at is None
+                self._kill(child, claim.token, Cause.GIVEN_BACK, WORKER_LOST if ended else GIVEN_BACK)
+            elif hold.is_over(now):
+                self._kill(child, claim.token, Cause.FAILURE, TIME_LIMIT)
+            elif "watchdog" not in self._settings.without and self._is_too_large(child):
+                self._kill(child, claim.token, Cause.FAILURE, OUT_OF_MEMORY)
+
+    def _is_too_large(self, child: Child) -> bool:
+        try:
+            return bool(psutil.Process(child.pid).memory_info().rss > self._settings.max_memory_mb * MIB)
+        except psutil.Error:
+            return False
+
+    def _tell(self) -> None:
+        """Most of these are claimed by now: the store passes over them, where an earlier word would cost it a write."""
+        rung, self._rung = self._rung, []
+        if rung:
+            self._store.rung(rung)
+        if stranded := list(self._stranded):
+            self._store.strand(stranded)
+            for _ in stranded:
+                self._stranded.popleft()
+
+    def _renew(self, now: float) -> None:
+        """One round trip for all claims that are a beat old."""
+        holds = [
+            (child, hold)
+            for child in self._children
+            for hold in child.holds.values()
+            if now - hold.renewed >= self._beat_s
+        ]
+        if not holds:
+            return
+        moved = {hold.claim.token: hold.progress for _, hold in holds if hold.progress != hold.told}
+        standings = self._store.renew([hold.claim for _, hold in holds], self._settings.lease_s, moved)
+        for (child, hold), standing in zip(holds, standings, strict=True):
+            hold.renewed, hold.told = now, hold.progress
+            if standing is not Standing.HELD and hold.stop_at is None:
+                logger.info("part_stopped", job_id=hold.claim.at.job_id, pid=child.pid, standing=str(standing))
+                self._stop(child, hold, now)
+
+    def _stop(self, child: Child, hold: Hold, now: float) -> None:
+        hold.stop_at = now + STOP_S
+        with contextlib.suppress(OSError):
+            child.connection.send(Stop(hold.claim.token))
+
+    def _kill(self, child: Child, token: str, cause: Cause, error: JobError) -> None:
+        if child.verdict is None and child.pid:
+            child.verdict = (token, cause, error)
+            logger.warning("child_killed", pid=child.pid, why=error.code)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
+
+    def _bury(self, child: Child) -> None:
+        """A child has died: end its leases, with the cause, and clear its place."""
+        self._children.remove(child)
+        with contextlib.suppress(OSError):
+            child.connection.close()
+        if child.scratch:
+            shutil.rmtree(child.scratch, ignore_errors=True)
+        for hold in child.holds.values():
+            claim = hold.claim
+            cause, error, delay_s = Cause.LOSS, WORKER_LOST, back_off(claim.losses)
+            if child.verdict is not None:
+                token, cause, error = child.verdict
+                delay_s = back_off(claim.failures)
+                if token != claim.token:  # killed for another part, which it had just let go of
+                    cause = Cause.GIVEN_BACK
+            elif self._give_back_at is not None:
+                cause, error = Cause.GIVEN_BACK, GIVEN_BACK
+            if "burial" not in self._settings.without:
+                self._end(claim, cause, error, 0.0 if cause is Cause.GIVEN_BACK else delay_s)
+
+    def _end(self, claim: Claim, cause: Cause, error: JobError, delay_s: float) -> None:
+        """While the store is away nobody renews either: the sweeper ends the lease once it runs out."""
+        logger.warning("child_died", job_id=claim.at.job_id, stage=claim.stage.name, cause=str(cause), why=error.code)
+        error = replace(error, stage=claim.stage.name, index=claim.at.index)
+        with contextlib.suppress(ClaimLost):
+            self._bell.ring(self._store.fail(claim, cause, error, delay_s).rings)
+
+
+def _reserved() -> set[str]:
+    """The signatures that Celery has taken from the queue and not settled."""
+    while True:
+        with contextlib.suppress(RuntimeError):  # the main loop changed the set meanwhile
+            return {request.id for request in list(state.reserved_requests)}

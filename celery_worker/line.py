@@ -1,0 +1,155 @@
+"""The line between a worker's child and its parent: what the child holds, how far it is, and when it must stop.
+
+A child writes and hardly ever reads; the parent reads several times a second. So a short part costs its child two
+small writes and its parent next to nothing. A line that ends tells the parent that the child has died.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from jobs.model import Claim, Ring
+
+VARIABLE = "GRISTMILL_LINE"  # where children, forked or spawned, find the parent's socket
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The first word of a child."""
+
+    pid: int
+    scratch: str
+
+
+@dataclass(frozen=True)
+class Holds:
+    """The child has a claim. Renew it."""
+
+    claim: Claim
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the part of a claim is, 0..1."""
+
+    token: str
+    fraction: float
+
+
+@dataclass(frozen=True)
+class Waits:
+    """The child waits for the store, or for the next stage to catch up: its time limit does not run meanwhile."""
+
+    token: str
+    waiting: bool
+
+
+@dataclass(frozen=True)
+class Released:
+    """The claim is finished, failed, or lost."""
+
+    token: str
+
+
+@dataclass(frozen=True)
+class Rung:
+    """The broker confirmed these."""
+
+    rings: tuple[Ring, ...]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The parent's only word: leave that part at the next checkpoint."""
+
+    token: str
+
+
+class ChildLine:
+    """The child's end."""
+
+    def __init__(self, scratch: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as connecting:
+            connecting.connect(os.environ[VARIABLE])
+            self._connection = Connection(connecting.detach())
+        self._stopped: set[str] = set()
+        self._say(Hello(os.getpid(), str(scratch)))
+
+    def hold(self, claim: Claim) -> None:
+        """Ask the parent to renew a claim. What it does not need stays here: params may have a megabyte."""
+        self._say(Holds(replace(claim, params={}, input={}, payload=None)))
+
+    def progress(self, claim: Claim, fraction: float) -> None:
+        """Let the parent pass on how far a part is."""
+        self._say(Progress(claim.token, fraction))
+
+    @contextmanager
+    def waiting(self, claim: Claim) -> Iterator[None]:
+        """What happens inside is none of the stage's doing."""
+        self._say(Waits(claim.token, True))
+        try:
+            yield
+        finally:
+            self._say(Waits(claim.token, False))
+
+    def release(self, claim: Claim) -> None:
+        """Let go of a claim."""
+        self._stopped.discard(claim.token)
+        self._say(Released(claim.token))
+
+    def rung(self, rings: Sequence[Ring]) -> None:
+        """Let the parent record confirms, for all its children in one go."""
+        self._say(Rung(tuple(rings)))
+
+    def must_stop(self, claim: Claim) -> bool:
+        """Whether the parent has said so."""
+        while self._connection.poll(0):
+            word = self._connection.recv()
+            if isinstance(word, Stop):
+                self._stopped.add(word.token)
+        return claim.token in self._stopped
+
+    def _say(self, word: Any) -> None:
+        try:
+            self._connection.send(word)
+        except OSError:
+            # The parent is gone, and with it whoever renews: another worker will run the part.
+            os._exit(1)
+
+
+class Exchange:
+    """The parent's end of all lines."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(str(path))
+        self._socket.listen(64)
+        self._socket.setblocking(False)
+        os.environ[VARIABLE] = str(path)
+
+    def accept(self) -> Iterator[Connection]:
+        """Children that called since the last look."""
+        while True:
+            try:
+                accepted, _ = self._socket.accept()
+            except BlockingIOError:
+                return
+            accepted.setblocking(True)
+            yield Connection(accepted.detach())
+
+    def close(self) -> None:
+        """Take no more calls."""
+        self._socket.close()
+
+
+def words(connection: Connection) -> Iterator[Any]:
+    """What a child has said since the last look. Raises EOFError once it has died and everything is read."""
+    while connection.poll(0):
+        yield connection.recv()

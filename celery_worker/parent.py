@@ -1,0 +1,163 @@
+"""What a worker's parent process needs around Celery: a workplace, the heart, and a start for each child."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from celery import Celery, bootsteps, signals
+
+from celery_worker import runtime, stages
+from celery_worker.app import served
+from celery_worker.heartbeat import Heart
+from celery_worker.letters import dead_letters
+from celery_worker.line import VARIABLE
+from celery_worker.workbench import Device
+from jobs import log
+from jobs.model import PartKey, StagePlan
+from jobs.pipeline import Pipeline
+from jobs.settings import Settings
+
+GRACE_S = 60.0
+PLACE = "gristmill-worker-"
+
+logger = log.get(__name__)
+
+
+class Parent:
+    """Ties the heart to Celery's signals. `grace_s`: how long a shutdown waits for running parts."""
+
+    def __init__(self, app: Celery, settings: Settings, device: Device) -> None:
+        self._settings, self._device = settings, device
+        self._heart: Heart | None = None
+        self._pid = 0
+        self.grace_s = GRACE_S
+        self.workplace = Path()
+        connect: list[tuple[Any, Callable[..., None]]] = [
+            (signals.setup_logging, lambda **_: log.setup(settings.log_level)),
+            (signals.worker_init, self._start),
+            (signals.worker_shutting_down, self._shut_down),
+            (signals.worker_shutdown, self._close),
+            (signals.worker_process_init, self._start_child),
+        ]
+        for signal, receiver in connect:
+            signal.connect(receiver, weak=False)
+        app.steps["consumer"].add(_watched_loop(self))
+        app.steps["consumer"].add(dead_letters(settings.queue_type, self._strand))
+
+    @property
+    def heart(self) -> Heart | None:
+        """None in a child, and before the start."""
+        return self._heart if os.getpid() == self._pid else None
+
+    def _start(self, **_: Any) -> None:
+        """Before the pool makes its first child."""
+        _clear_abandoned()
+        self._pid = os.getpid()
+        self.workplace = Path(tempfile.mkdtemp(prefix=f"{PLACE}{self._pid}-"))
+        self._heart = Heart(self._settings, self.workplace, grace_s=self.grace_s)
+        self._heart.start()
+        atexit.register(self._close)
+        logger.info("worker_started", queues=self._settings.queues, device=self._device.name)
+
+    def _strand(self, at: PartKey) -> None:
+        if self.heart:
+            self.heart.strand(at)
+
+    def _shut_down(self, **_: Any) -> None:
+        if self.heart:
+            self.heart.shut_down()
+
+    def _close(self, **_: Any) -> None:
+        """After a warm shutdown, and at the exit after a cold one."""
+        heart, self._heart = self.heart, None
+        if heart:
+            heart.close()
+
+    def _start_child(self, **_: Any) -> None:
+        """In the child, after its fork or spawn. The parent's folder is that of its socket."""
+        try:
+            made = runtime.Runtime(self._settings, self._device, Path(os.environ[VARIABLE]).parent)
+            made.models.warm_up(models_of_queues(self._settings))
+            for warm_up in warm_ups_of_queues(self._settings):
+                warm_up()
+            runtime.start(made)
+        except Exception:
+            # Celery logs what a receiver raises and goes on; a child that is not ready must not take work.
+            logger.exception("child_cannot_start")
+            time.sleep(1.0)
+            os._exit(1)
+
+
+def models_of_queues(settings: Settings) -> list[str]:
+    """The models that the stages of these queues want warmed up."""
+    return [name for pipeline, stage in _served(settings) for name in stages.models_of(pipeline).get(stage.name, ())]
+
+
+def warm_ups_of_queues(settings: Settings) -> list[Callable[[], None]]:
+    """What else the stages of these queues want done before they are asked for."""
+    found = [stages.warm_ups_of(pipeline).get(stage.name) for pipeline, stage in _served(settings)]
+    return [warm_up for warm_up in found if warm_up]
+
+
+def _served(settings: Settings) -> list[tuple[Pipeline, StagePlan]]:
+    return [
+        (pipeline, stage)
+        for pipeline in served(settings).values()
+        for stage in pipeline.stages
+        if stage.queue in settings.queues
+    ]
+
+
+def _watched_loop(parent: Parent) -> type:
+    """A bootstep that notes when the main loop turns; while the broker is away it is stopped."""
+
+    class WatchedLoop(bootsteps.StartStopStep):
+        """Lets the sign of life stop when the main loop hangs, but not when the broker is away."""
+
+        requires = ("celery.worker.consumer.tasks:Tasks",)
+
+        def __init__(self, consumer: Any, **options: Any) -> None:
+            super().__init__(consumer, **options)
+            self._timer: Any = None
+
+        def start(self, consumer: Any) -> None:
+            self._turn()
+            self._timer = consumer.timer.call_repeatedly(1.0, self._turn)
+
+        def stop(self, consumer: Any) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+            if parent.heart:
+                parent.heart.looped(None)
+
+        def _turn(self) -> None:
+            if parent.heart:
+                parent.heart.looped(time.monotonic())
+
+    return WatchedLoop
+
+
+def _clear_abandoned() -> None:
+    """Folders of workers that were killed: their scratch files may be large."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PLACE}*"):
+        pid = folder.name.removeprefix(PLACE).split("-")[0]
+        if pid.isdecimal() and not _is_alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        try:
+            os.kill(pid, 0)
+        except PermissionError:
+            return True
+        return True
+    return False

@@ -1,0 +1,1 @@
+"""Entities, sentiment and category of a text, an HTML page or a PDF."""

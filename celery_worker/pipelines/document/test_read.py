@@ -1,0 +1,167 @@
+"""What a document's text is, whatever the document is made of."""
+
+import io
+import time
+
+import pytest
+from pypdf import PdfReader, PdfWriter
+
+from celery_worker.pipelines.document import read
+from celery_worker.pipelines.document.papers import assembled, pdf
+from celery_worker.pipelines.document.read import read_file, read_text
+from jobs.errors import BadInput
+
+STORY = "The old mill stands by the river. Every autumn the farmers bring their grain, and the miller grinds it."
+RUSSIAN = "Мельница стоит у реки, и каждый год крестьяне везут туда зерно, а мельник мелет муку."  # noqa: RUF001
+PAGE = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title> The  mill </title>
+<style>p {{}}</style></head><body><nav><a href="/">Home</a> <a href="/shop">Shop</a></nav>
+<article><h1>A day at the mill</h1>
+{"".join(f"<p>{STORY} It was day {n}.</p>" for n in range(5))}</article><script>var x = "never seen";</script>
+<footer>Copyright, imprint and cookies</footer></body></html>"""
+
+
+def of(tmp_path, data: bytes):
+    file = tmp_path / "document"
+    file.write_bytes(data)
+    return read_file(file, lambda: None)
+
+
+def refusal(tmp_path, data: bytes) -> str:
+    with pytest.raises(BadInput) as refused:
+        of(tmp_path, data)
+    return str(refused.value)
+
+
+def encrypted(password: str) -> bytes:
+    writer = PdfWriter(clone_from=PdfReader(io.BytesIO(pdf([STORY]))))
+    writer.encrypt(password, owner_password="owner", algorithm="AES-256")
+    out = io.BytesIO()
+    writer.write(out)
+    return out.getvalue()
+
+
+def test_a_pdf_is_read_page_by_page_and_its_offsets_are_true(tmp_path):
+    # Given three pages, one of them empty, with words cut at the end of a line
+    found = of(tmp_path, pdf(["The mill grinds wheat and bar-\nley all\nday long.", "", "The end (of it)."]))
+    # Then each page is where it is said to be, and the words are whole again
+    pages = [found.text[start:end] for start, end in found.pages]
+    assert (found.kind, pages) == ("pdf", ["The mill grinds wheat and barley all day long.", "", "The end (of it)."])
+
+
+def test_a_page_of_the_web_is_its_main_text(tmp_path):
+    found = of(tmp_path, PAGE.encode())
+    assert (found.kind, found.title) == ("html", "The mill")
+    assert found.text.count(STORY) == 5
+    assert not any(word in found.text for word in ("never seen", "Copyright", "Shop"))
+
+
+@pytest.mark.parametrize(
+    ("charset", "text"),
+    [
+        ("utf-8", "Käse für Zoë"),
+        ("utf-8-sig", "Käse für Zoë"),
+        ("utf-16", "Käse für Zoë"),
+        ("cp1252", "Käse für Zoë, „schön“ und süß, größer als Öl über Äcker und Flüsse."),
+        ("koi8-r", RUSSIAN),
+    ],
+)
+def test_a_text_is_read_in_the_charset_that_it_has(tmp_path, charset, text):
+    assert of(tmp_path, text.encode(charset)).text == text
+
+
+@pytest.mark.parametrize(
+    ("declared", "real"),
+    [("iso-8859-1", "utf-8"), ("no-such-charset", "utf-8"), ("utf-8", "cp1252"), ("cp1252", "cp1252")],
+)
+def test_a_page_that_lies_about_its_charset_is_read_all_the_same(tmp_path, declared, real):
+    text = "Käse für Zoë, ein Stück „Brot“."
+    page = f'<html><head><meta charset="{declared}"><title>x</title></head><body><p>{text}</p></body></html>'
+    assert of(tmp_path, page.encode(real)).text == text
+
+
+def test_characters_that_nobody_can_store_are_replaced_one_by_one():
+    # Given a text with a NUL, a lone surrogate and a mark of byte order in it
+    text = "The \x00 mill \ud83d grinds \ufeff on, \U0001f33e."
+    # Then all others stand where they stood
+    assert read_text(text).text == "The \ufffd mill \ufffd grinds \ufffd on, \U0001f33e."
+
+
+@pytest.mark.parametrize("text", ["", "   \n\n\t", "\x00\x00", "\ud800", "... --- !!!", "\f\f"])
+def test_what_has_no_text_is_refused(text):
+    with pytest.raises(BadInput, match="There is no text in the document"):
+        read_text(text)
+
+
+def test_a_scanned_pdf_says_why_it_is_refused(tmp_path):
+    assert refusal(tmp_path, pdf(["", ""])).endswith("Pages that are pictures are not read.")
+
+
+def test_a_file_that_is_no_document_is_refused(tmp_path):
+    assert (
+        refusal(tmp_path, b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256)) * 20)
+        == "The file is neither text nor HTML nor PDF."
+    )
+
+
+def test_200_pages_are_read_and_201_are_not(tmp_path):
+    assert len(of(tmp_path, pdf([f"Page {n}." for n in range(200)])).pages) == 200
+    assert refusal(tmp_path, pdf([f"Page {n}." for n in range(201)])) == "The PDF has 201 pages; at most 200 are read."
+    with pytest.raises(BadInput, match="201 pages"):
+        read_text("\f".join(["Page."] * 201))
+
+
+def test_a_text_that_is_too_long_is_refused():
+    with pytest.raises(BadInput, match="1000001 characters"):
+        read_text("a " * 500_000 + "b")
+
+
+def test_an_encrypted_pdf_is_refused_and_one_without_a_password_is_read(tmp_path):
+    assert refusal(tmp_path, encrypted("secret")) == "The PDF is encrypted; send it without a password."
+    assert of(tmp_path, encrypted("")).text == STORY
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pdf(["A page."], kids="2 0 R"),  # the tree of pages is its own child
+        pdf(["A page."], kids="4 0 R 2 0 R"),
+        pdf(["A page."]).replace(b"/Contents 5 0 R", b"/Contents 4 0 R"),
+        pdf(["A page."])[:150],
+        b"%PDF-1.7\n" + b"<<" * 200_000,
+        b"%PDF-1.7\n" + b"[" * 200_000 + b"\ntrailer << /Root 1 0 R >>",
+        assembled({1: b"<< /Type /Catalog /Pages 1 0 R >>"}),
+        b"%PDF-1.7 and nothing else",
+    ],
+    ids=["loop", "loop-behind-a-page", "page-as-content", "cut-off", "dictionaries", "arrays", "catalog", "empty"],
+)
+def test_a_pdf_that_bites_is_one_refused_document(tmp_path, data):
+    began = time.monotonic()
+    with pytest.raises(BadInput):
+        of(tmp_path, data)
+    assert time.monotonic() - began < 60
+
+
+def test_a_parser_that_does_not_end_is_ended(tmp_path):
+    # Given a page whose elements stand in each other so deep that extraction takes minutes
+    (tmp_path / "page").write_bytes(b"<html><body>" + b"<p><b>" * 50_000 + b"word " * 50)
+    # When it is not given the time
+    found = read.aside("html", tmp_path / "page", lambda: None, within_s=0.01)
+    # Then that is what is said of it
+    assert found == {"error": "The HTML cannot be read within 0.01 s."}
+
+
+def test_a_page_nested_without_end_still_shows_its_text(tmp_path):
+    began = time.monotonic()
+    for page in ("<div>" * 100_000 + "deep inside" + "</div>" * 100_000, "<html><p><b>" * 50_000 + "deep inside"):
+        assert of(tmp_path, page.encode()).text == "deep inside"
+    assert time.monotonic() - began < 60
+
+
+def test_a_job_that_ends_takes_its_parser_along(tmp_path):
+    (tmp_path / "page").write_bytes(PAGE.encode())
+
+    def dismissed() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        read_file(tmp_path / "page", dismissed)

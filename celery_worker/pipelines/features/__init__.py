@@ -1,0 +1,1 @@
+"""Map features from aerial and satellite images."""

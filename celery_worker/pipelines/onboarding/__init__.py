@@ -1,0 +1,1 @@
+"""A new user, with a profile, settings and a welcome mail."""

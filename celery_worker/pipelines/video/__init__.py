@@ -1,0 +1,1 @@
+"""Find, follow and picture objects in a video."""

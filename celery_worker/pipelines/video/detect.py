@@ -1,0 +1,77 @@
+"""From pictures to detections: letterbox, the detector, suppression. The contract is in models/PROVENANCE.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+
+MODEL = "efficientdet-lite0"
+SIDE = 320  # the model's input is SIDE x SIDE
+IOU = 0.5  # two boxes of one class that overlap more are one object
+MOST = 100  # detections of one frame
+CANDIDATES = 2_000  # boxes that suppression looks at
+GPU_BATCH = 32  # on a CPU a batch costs more per frame, not less
+
+Detection = tuple[int, float, float, float, float, float]  # class, score, x1, y1, x2, y2 in pixels of the source
+
+
+def scale_of(width: int, height: int) -> float:
+    """From pixels of the source to pixels of the model."""
+    return min(SIDE / width, SIDE / height)
+
+
+def letterbox(picture: np.ndarray, grey: bool, out: np.ndarray) -> None:
+    """Bring a picture to the model's size, in the top left corner of `out`, whose rest stays as it is (zeros)."""
+    height, width = picture.shape[:2]
+    scale = scale_of(width, height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    if grey:
+        small = cv2.cvtColor(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    out[: size[1], : size[0]] = small
+
+
+def detect(
+    session: Any, frames: np.ndarray, *, batch: int, size: tuple[int, int], min_score: float, classes: frozenset[int]
+) -> Iterator[list[Detection]]:
+    """The detections of each frame, best first. No `classes` means all."""
+    for first in range(0, len(frames), batch):
+        boxes, scores, ids = session.run(["boxes", "scores", "class_ids"], {"images": frames[first : first + batch]})
+        for n in range(len(boxes)):
+            yield _suppress(boxes[n], scores[n], ids[n], size, min_score, classes)
+
+
+def _suppress(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    ids: np.ndarray,
+    size: tuple[int, int],
+    min_score: float,
+    classes: frozenset[int],
+) -> list[Detection]:
+    """Per class, best first: a rider does not suppress the bicycle. Then clipped to the source."""
+    chosen = np.flatnonzero(scores > min_score)
+    if classes:
+        chosen = chosen[np.isin(ids[chosen], list(classes))]
+    chosen = chosen[np.argsort(-scores[chosen], kind="stable")][:CANDIDATES]
+    boxes, scores, ids = boxes[chosen].astype(np.float64), scores[chosen], ids[chosen]
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    width, height = size
+    scale = scale_of(width, height)
+    alive = np.ones(len(chosen), bool)
+    found: list[Detection] = []
+    for n in range(len(chosen)):
+        if not alive[n]:
+            continue
+        x1, y1, x2, y2 = np.clip(np.clip(boxes[n], 0, SIDE) / scale, 0, (width, height, width, height)).round(2)
+        if x2 > x1 and y2 > y1:
+            found.append((int(ids[n]), round(float(scores[n]), 4), float(x1), float(y1), float(x2), float(y2)))
+            if len(found) == MOST:
+                break
+        corner, opposite = np.maximum(boxes[n, :2], boxes[:, :2]), np.minimum(boxes[n, 2:], boxes[:, 2:])
+        shared = np.prod(np.maximum(opposite - corner, 0), axis=1)
+        alive &= (shared <= IOU * (areas[n] + areas - shared)) | (ids != ids[n])
+    return found

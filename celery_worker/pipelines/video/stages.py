@@ -1,0 +1,193 @@
+"""Find, follow and picture what is in videos and pictures: preprocess decodes, inference looks, postprocess draws."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from celery_worker.pipelines.video import track
+from celery_worker.pipelines.video.annotations import Seen, as_coco, as_csv, as_lines, as_mot
+from celery_worker.pipelines.video.decode import sampling
+from celery_worker.pipelines.video.detect import GPU_BATCH, MODEL, SIDE, Detection, detect
+from celery_worker.pipelines.video.export import write_zip
+from celery_worker.pipelines.video.finish import count_of, finish, result_of
+from celery_worker.pipelines.video.persons import MODEL as BODY
+from celery_worker.pipelines.video.persons import bodies
+from celery_worker.pipelines.video.render import TELL_EVERY, Job
+from celery_worker.pipelines.video.sources import Source, sources
+from celery_worker.pipelines.video.split import Clock, Counter, split
+from celery_worker.pipelines.video.tasks import LOOKS
+from celery_worker.workbench import Workbench
+from jobs.errors import BadInput
+
+MODELS = {"inference": (MODEL, BODY)}  # warmed up before a worker takes such work
+WARM_UP = {"postprocess": track.warm_up}
+PERSON = "person"
+
+
+def preprocess(bench: Workbench, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring each source to a constant rate and the model's size; emit segments while still decoding."""
+    clock, counter = Clock(), Counter()
+    job = asked(bench)
+    found = sources(bench)
+    decoded = []
+    for source in found:
+        with named(source, len(found)):
+            decoded.append(split(bench, job, source, counter, clock))
+    return {
+        "sources": decoded,
+        "frames": counter.frames,
+        "segments": counter.parts,
+        "seconds": clock.seconds(),
+    }
+
+
+def inference(bench: Workbench, segment: Mapping[str, Any]) -> dict[str, Any]:
+    """Detect objects in each frame of one segment, in pixels of the source; look closer at persons if that is asked."""
+    clock = Clock()
+    session = bench.model(MODEL)
+    wanted = set(bench.params["classes"])
+    looked_for = wanted | {PERSON} if wanted and "pictures" in segment else wanted
+    frames = np.memmap(bench.open(segment["files"]["frames"]), np.uint8, "r").reshape(-1, SIDE, SIDE, 3)
+    found: list[list[Detection]] = []
+    for detections in detect(
+        session,
+        frames,
+        batch=GPU_BATCH if bench.device.kind == "cuda" else 1,
+        size=tuple(segment["size"]),
+        min_score=bench.params["min_score"],
+        classes=frozenset(n for n, label in enumerate(session.labels) if label in looked_for),
+    ):
+        found.append(detections)
+        if len(found) % TELL_EVERY == 0:
+            bench.progress(len(found), len(frames))
+    closer = bodies(bench, segment, found, session.labels.index(PERSON)) if "pictures" in segment else {}
+    if looked_for != wanted:
+        found = [[one for one in detections if session.labels[one[0]] in wanted] for detections in found]
+    seen = {detection[0] for detections in found for detection in detections}
+    return {
+        "source": segment["source"],
+        "first": segment["first"],
+        "frames": [found[n] for n in segment["shown"]],
+        "labels": {str(n): session.labels[n] for n in sorted(seen)},
+        "device": bench.device.name,
+        "seconds": clock.seconds(),
+        **closer,
+    }
+
+
+def postprocess(bench: Workbench, segments: list[dict[str, Any]]) -> dict[str, Any]:
+    """Follow objects across the segments of each source, picture them, and count."""
+    clock = Clock()
+    job, decoded = asked(bench), bench.output("preprocess")
+    found = sources(bench)
+    several = len(found) > 1
+    parts = {source: list(each) for source, each in itertools.groupby(segments, key=lambda one: one["source"])}
+    results: list[dict[str, Any]] = []
+    seen: list[Seen] = []
+    crops: dict[str, bytes] = {}
+    stills: dict[str, bytes] = {}
+    with ExitStack() as closing:
+        lines = {
+            task: closing.enter_context((bench.scratch / f"{task}.jsonl").open("w"))
+            for task in sorted(LOOKS & job.tasks)
+        }
+        for source in found:
+            with named(source, len(found)):
+                prefix = f"{source.number + 1:03}-" if several else ""
+                told, before = decoded["sources"][source.number], sum(one.frame_count for one in seen)
+                progress = partial(_tell, bench, before, decoded["frames"])
+                followed, made = finish(bench, job, source, told, parts.get(source.number, []), lines, prefix, progress)
+                for name in sorted(made.files):
+                    bench.keep(name, made.files[name])
+                if made.annotated:
+                    stills[f"annotated/{prefix}{_plain(source.name)}.jpg"] = made.annotated
+                crops |= made.crops
+                seen.append(followed)
+                results.append(result_of(job, followed, told) | made.result)
+    for task in lines:
+        bench.keep(f"{task}.jsonl", bench.scratch / f"{task}.jsonl")
+    _keep_annotations(bench, job, seen)
+    if stills and several:
+        _keep_zip(bench, "annotated.zip", "annotated", stills)
+    elif stills:
+        bench.keep("annotated.jpg", next(iter(stills.values())))
+    if "crops" in job.outputs and job.tasks & {"detect", "track"}:
+        _keep_zip(bench, "crops.zip", "crops", crops)
+    whole = results[0] if not several else _sum(results)
+    if several or found[0].name != bench.names[0]:
+        whole["sources"] = [{"name": source.name, **result} for source, result in zip(found, results, strict=True)]
+    return {
+        **whole,
+        "device": ", ".join(sorted({segment["device"] for segment in segments})),
+        "seconds": {
+            "preprocess": decoded["seconds"],
+            "inference": round(sum(segment["seconds"] for segment in segments), 3),
+            "postprocess": clock.seconds(),
+        },
+    }
+
+
+def asked(bench: Workbench) -> Job:
+    """What the params ask for. Raises BadInput."""
+    return Job(frozenset(bench.params["tasks"]), frozenset(bench.params["outputs"]), sampling(bench.params))
+
+
+@contextmanager
+def named(source: Source, count: int) -> Iterator[None]:
+    """What is wrong with one source of several says with which."""
+    try:
+        yield
+    except BadInput as error:
+        if count == 1:
+            raise
+        raise BadInput(f"{source.name[:100]}: {error}") from error
+
+
+def _tell(bench: Workbench, before: int, of: int, done: int) -> None:
+    """Progress over all sources."""
+    bench.progress(before + done, of)
+
+
+def _sum(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of all sources together."""
+    whole: dict[str, Any] = {"frames": sum(one["frames"] for one in results)}
+    whole["duration"] = round(sum(one["duration"] for one in results), 3)
+    for name in ("counts", "tracks"):
+        if name in results[0]:
+            whole[name] = count_of(label for one in results for label, n in one[name].items() for _ in range(n))
+    return whole
+
+
+def _keep_annotations(bench: Workbench, job: Job, seen: Sequence[Seen]) -> None:
+    if not job.tasks & {"detect", "track"}:
+        return
+    several = len(seen) > 1
+    if "detections" in job.outputs:
+        bench.keep("detections.jsonl", as_lines(seen, several))
+    if "csv" in job.outputs:
+        bench.keep("detections.csv", as_csv(seen))
+    if "coco" in job.outputs:
+        bench.keep_json("coco.json", as_coco(seen))
+    if "mot" in job.outputs:
+        for n, one in enumerate(seen):
+            if one.is_still:
+                continue
+            bench.keep(f"{n + 1:03}-mot.txt" if several else "mot.txt", as_mot(one))
+
+
+def _keep_zip(bench: Workbench, name: str, folder: str, jpegs: Mapping[str, bytes]) -> None:
+    file: Path = bench.scratch / name
+    write_zip(file, folder, jpegs)
+    bench.keep(name, file)
+
+
+def _plain(name: str) -> str:
+    """A member's name without its folders, for the inside of a zip."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in Path(name).name)[:100]

@@ -1,0 +1,1 @@
+"""The words of a page, or of the pages of a site."""

@@ -1,0 +1,231 @@
+"""Between Celery and a stage, in the child: claim, tell the parent, run, finish, ring; only then acknowledge.
+
+Whatever a stage does, it comes out of here as a finish or a fail of its claim. Nothing of it reaches Celery: a
+MemoryError would end the worker's main process, and an exception that cannot be pickled its child.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shutil
+import socket
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from uuid import uuid4
+
+from celery.exceptions import Reject
+
+from celery_worker.fetch import Terms
+from celery_worker.hands import JobLog, WorkerHands, clean, insist
+from celery_worker.heartbeat import BROKE, GIVEN_BACK, OUT_OF_MEMORY
+from celery_worker.inputs import Inputs, Names
+from celery_worker.line import ChildLine
+from celery_worker.models import Models
+from celery_worker.stages import Stage
+from celery_worker.workbench import Device, Dismissed, Limits, Workbench
+from jobs import log
+from jobs.addresses import allowed
+from jobs.dispatch import Bell, open_bell
+from jobs.errors import (
+    BadInput,
+    ClaimLost,
+    FileMissing,
+    FilesFull,
+    FilesUnavailable,
+    StoreUnavailable,
+    TooManyParts,
+    TryAgain,
+)
+from jobs.files import Files, open_files
+from jobs.model import MAX_PARTS, Cause, Claim, Ended, JobError, PartKey
+from jobs.pipeline import Pipelines
+from jobs.settings import Settings
+from jobs.store import JobStore, open_store
+from jobs.sweeper import back_off
+from jobs.values import ValueTooLarge
+
+CLAIM_S = 10.0  # without a store for so long, the signature goes back to its queue
+DETAIL_CHARS = 1_000
+FILES_AWAY_S = 5.0  # a full disk is no fault of the part, and costs it no attempt: it is tried again and again
+FILES_AWAY = JobError("stage-broke", "The place for files is full or away.")
+
+logger = log.get(__name__)
+stage_logger = logging.getLogger("gristmill.stage")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How an attempt that did not finish is counted."""
+
+    cause: Cause
+    error: JobError
+    delay_s: float | None = None  # before the next attempt; none said: by how many there were
+
+
+class Runtime:
+    """One child's connections and models. Made after the fork: nothing of it survives one."""
+
+    def __init__(self, settings: Settings, device: Device, workplace: Path) -> None:
+        self._settings, self._device = settings, device
+        self._worker = f"{socket.gethostname()}:{os.getpid()}"
+        self._scratch = workplace / str(os.getpid())
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        self._line = ChildLine(self._scratch)
+        self._store: JobStore = open_store(
+            settings.store_url, result_ttl_s=settings.result_ttl_s, without=settings.without
+        )
+        self._files: Files = open_files(settings.files_url)
+        self._bell: Bell = open_bell(settings, self._line.rung)
+        self._limits = Limits(settings.max_pixels, settings.max_memory_mb)
+        self._terms = Terms(allowed(settings.allowed_hosts), settings.max_upload_bytes, settings.max_fetch_s)
+        self.models = Models(settings.models_dir, device)
+
+    @cached_property
+    def _pipelines(self) -> Pipelines:
+        return Pipelines(self._settings.pipeline_dirs)
+
+    def work(self, at: PartKey, stage: Stage) -> None:
+        """Run one part, if it is there to be claimed. Returns when Celery may acknowledge."""
+        token = uuid4().hex
+        try:
+            claim = insist(
+                lambda: self._store.claim(at, self._worker, token, self._settings.lease_s, self._device.name),
+                nullcontext(),
+                within_s=CLAIM_S,
+            )
+        except StoreUnavailable:
+            raise Reject("the store does not answer", requeue=True) from None
+        if claim is None:
+            logger.debug("nothing_to_claim", job_id=at.job_id, number=at.stage, index=at.index)
+            return
+        self._line.hold(claim)
+        try:
+            with log.bound(job_id=at.job_id, stage=claim.stage.name, index=at.index, fence=claim.fence):
+                self._settle(claim, lambda: self._attempt(claim, stage))
+        finally:
+            self._line.release(claim)
+
+    def _settle(self, claim: Claim, attempt: Callable[[], Ended]) -> None:
+        """See an attempt through to an accepted finish or fail, and ring what that made ready."""
+        try:
+            ended = attempt()
+        except ClaimLost:
+            logger.info("claim_lost")
+            return
+        self._bell.ring(ended.rings)
+
+    def _attempt(self, claim: Claim, stage: Stage) -> Ended:
+        scratch = self._scratch
+        job_log = JobLog(claim, self._store)
+        stage_logger.addHandler(job_log)
+        hands = WorkerHands(claim, self._store, self._files, self._bell, self._line, self.models, scratch, self._terms)
+        try:
+            output = hands.pack_output(stage(self._bench(claim, hands, scratch), hands.given()))
+        except BaseException as error:  # noqa: BLE001 - also SystemExit: nothing of a stage may reach Celery
+            job_log.flush()
+            return self._fail(claim, self._judge(claim, error))
+        finally:
+            stage_logger.removeHandler(job_log)
+            _clear(scratch)
+        job_log.flush()
+        ended = insist(
+            lambda: self._store.finish(claim, output, hands.artifacts, hands.emitted), self._line.waiting(claim)
+        )
+        logger.info("part_finished")
+        return ended
+
+    def _bench(self, claim: Claim, hands: WorkerHands, scratch: Path) -> Workbench:
+        at = claim.at
+        return Workbench(
+            # The generation is not in it: an emitter that runs again emits the same part again.
+            # Nor is the job, but the first of its retries: what happened outside before it failed has happened.
+            key=f"{claim.family or at.job_id}.{at.stage}.{at.index}",
+            params=claim.params,
+            input=claim.input,
+            inputs=Inputs(
+                claim, self._files, scratch, self._terms, lambda: self._pipelines[claim.pipeline], hands.checkpoint
+            ),
+            names=Names(claim.input, self._store),
+            scratch=scratch,
+            device=self._device,
+            limits=self._limits,
+            log=stage_logger,
+            hands=hands,
+        )
+
+    def _judge(self, claim: Claim, error: BaseException) -> Verdict:
+        """What an exception of a stage means for its part."""
+        match error:
+            case ClaimLost():
+                raise error
+            case BadInput():
+                return Verdict(Cause.BAD_INPUT, JobError("bad-input", _text(error)))
+            case TooManyParts():
+                return Verdict(Cause.BAD_INPUT, JobError("bad-input", f"It makes more than {MAX_PARTS} parts."))
+            case ValueTooLarge():
+                logger.warning("output_too_large", error=_text(error))
+                return Verdict(Cause.BAD_INPUT, JobError("output-too-large", _text(error)))
+            case TryAgain():
+                return Verdict(Cause.FAILURE, JobError("stage-broke", _text(error)))
+            case Dismissed() if self._line.must_stop(claim):
+                return Verdict(Cause.GIVEN_BACK, GIVEN_BACK, delay_s=0.0)
+            case MemoryError():
+                logger.warning("stage_out_of_memory", exc_info=error)
+                return Verdict(Cause.FAILURE, OUT_OF_MEMORY)
+            case FilesUnavailable() | FilesFull():
+                logger.error("files_away", exc_info=error)
+                return Verdict(Cause.GIVEN_BACK, FILES_AWAY, delay_s=FILES_AWAY_S * random.uniform(0.5, 1.5))
+            case FileMissing():
+                logger.error("file_missing", exc_info=error)
+                return Verdict(Cause.LOSS, BROKE)
+        logger.error("stage_broke", exc_info=error)
+        return Verdict(Cause.FAILURE, BROKE)
+
+    def _fail(self, claim: Claim, verdict: Verdict) -> Ended:
+        attempts = claim.losses if verdict.cause is Cause.LOSS else claim.failures
+        delay_s = back_off(attempts) if verdict.delay_s is None else verdict.delay_s
+        error = JobError(verdict.error.code, verdict.error.detail, claim.stage.name, claim.at.index)
+        logger.info("part_failed", cause=str(verdict.cause), code=error.code)
+        return insist(lambda: self._store.fail(claim, verdict.cause, error, delay_s), self._line.waiting(claim))
+
+    def close(self) -> None:
+        """Give back every connection."""
+        self._bell.close()
+        self._store.close()
+
+
+def _clear(scratch: Path) -> None:
+    """Most stages leave it empty, and making folders costs more than looking into one."""
+    if os.listdir(scratch):
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(exist_ok=True)
+
+
+def _text(error: BaseException) -> str:
+    with suppress(Exception):
+        return clean(str(error), DETAIL_CHARS)
+    return type(error).__name__
+
+
+_of_this_child: Runtime | None = None
+
+
+def start(runtime: Runtime) -> None:
+    """Make it the one that this process's tasks use."""
+    global _of_this_child
+    _of_this_child = runtime
+
+
+def task_of(stage: Stage) -> Callable[[str, int, int, int], None]:
+    """What Celery runs for a stage."""
+
+    def part(job_id: str, number: int, generation: int, index: int) -> None:
+        assert _of_this_child is not None, "the child was not initialised"
+        _of_this_child.work(PartKey(job_id, number, generation, index), stage)
+
+    return part

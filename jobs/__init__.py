@@ -1,0 +1,1 @@
+"""What a job is: its record, its stores, its files, its rings. Imports neither the gateway nor the workers."""

@@ -1,0 +1,49 @@
+"""Looks at the records in Postgres: what is dead, what waits for long, whose files are needed."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, func, select
+
+from jobs.errors import JobNotFound
+from jobs.model import DeadPart, JobError, PartKey, Status
+from jobs.stores import postgres_rows as rows
+from jobs.stores.postgres_held import CLOCK
+from jobs.stores.postgres_schema import DEAD, DONE, LEASED, RUNG, UNRUNG, jobs, parts
+
+LOOK = 10  # dead parts that are looked at for each that may be listed
+
+
+def dead(link: Connection, limit: int) -> list[DeadPart]:
+    """Parts that used up their attempts, latest first; those whose input was bad had no second one."""
+    found = select(parts, jobs.c.pipeline, jobs.c.status, jobs.c.plan).join(jobs, jobs.c.id == parts.c.job_id)
+    latest = found.where(parts.c.state == DEAD).order_by(parts.c.ended_at.desc())
+    listed: list[DeadPart] = []
+    for row in link.execute(latest.limit(LOOK * limit)).mappings():
+        plan = rows.plan_of(row["plan"])
+        if len(listed) < limit and (row["failures"] >= plan.max_failures or row["losses"] >= plan.max_losses):
+            stage = plan.stages[row["stage"]].name
+            error = JobError(**row["error"])
+            listed.append(
+                DeadPart(rows.key_of(row), stage, row["pipeline"], Status(row["status"]), error, row["ended_at"])
+            )
+    return listed
+
+
+def longest_waits(link: Connection) -> dict[str, float]:
+    """By task: for how long the oldest ready part has been so."""
+    ready = parts.c.state.in_([UNRUNG, RUNG])
+    oldest = select(parts.c.task, CLOCK - func.min(parts.c.ready_at)).where(ready).group_by(parts.c.task)
+    return {row[0]: row[1] for row in link.execute(oldest)}
+
+
+def needed(link: Connection, job_id: str) -> frozenset[tuple[PartKey, int]] | None:
+    """Parts done or leased, with their fences; None: a removed job whose relatives live. Raises JobNotFound."""
+    status = link.scalar(select(jobs.c.status).where(jobs.c.id == job_id))
+    if status is None:
+        removed = link.scalars(select(jobs.c.folders).where(jobs.c.folders != [])).all()
+        if any(f"jobs/{job_id}/" in folders for folders in removed):
+            return None
+        raise JobNotFound(job_id=job_id)
+    keeps = [DONE] if Status(status).is_final else [DONE, LEASED]
+    found = select(parts).where(parts.c.job_id == job_id, parts.c.state.in_(keeps))
+    return frozenset((rows.key_of(row), row["fence"]) for row in link.execute(found).mappings())
