@@ -18,6 +18,7 @@ from typing import Any
 from jobs.model import Claim, Ring
 
 VARIABLE = "GRISTMILL_LINE"  # where children, forked or spawned, find the parent's socket
+ADDRESS_BYTES = 107  # unix(7): what sun_path holds besides its closing zero
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,25 @@ class Stop:
     token: str
 
 
+@contextmanager
+def _address(path: Path) -> Iterator[str]:
+    """A name for a socket that the kernel takes, however deep its folder lies: it may have 107 bytes."""
+    if len(os.fsencode(path)) <= ADDRESS_BYTES:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
 class ChildLine:
     """The child's end."""
 
     def __init__(self, scratch: Path) -> None:
-        with socket.socket(socket.AF_UNIX) as connecting:
-            connecting.connect(os.environ[VARIABLE])
+        with socket.socket(socket.AF_UNIX) as connecting, _address(Path(os.environ[VARIABLE])) as address:
+            connecting.connect(address)
             self._connection = Connection(connecting.detach())
         self._stopped: set[str] = set()
         self._say(Hello(os.getpid(), str(scratch)))
@@ -129,7 +143,8 @@ class Exchange:
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.bind(str(path))
+        with _address(path) as address:
+            self._socket.bind(address)
         self._socket.listen(64)
         self._socket.setblocking(False)
         os.environ[VARIABLE] = str(path)

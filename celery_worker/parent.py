@@ -58,7 +58,14 @@ class Parent:
         return self._heart if os.getpid() == self._pid else None
 
     def _start(self, **_: Any) -> None:
-        """Before the pool makes its first child."""
+        """Before the pool makes its first child. Celery only logs what a receiver raises: this one exits."""
+        try:
+            self._start_heart()
+        except Exception as error:
+            logger.exception("worker_cannot_start")
+            raise SystemExit(1) from error
+
+    def _start_heart(self) -> None:
         _clear_abandoned()
         self._pid = os.getpid()
         self.workplace = Path(tempfile.mkdtemp(prefix=f"{PLACE}{self._pid}-"))

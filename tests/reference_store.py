@@ -430,11 +430,11 @@ class ReferenceStore:
         return tuple(ring for part in first for ring in self._admit(record, part))
 
     def _let_in(self, pipeline: str) -> tuple[Ring, ...]:
-        """First come first, the more urgent before; as far as there is room."""
+        """First come first (as `records` lists them), the more urgent before; as far as there is room."""
         rings: tuple[Ring, ...] = ()
         mine = [record for record in self.records.values() if record.job.pipeline == pipeline]
         turn = [record for record in mine if record.held and not record.job.status.is_final]
-        for record in sorted(turn, key=lambda one: (-one.job.priority, one.job.created, one.job.id)):
+        for record in sorted(turn, key=lambda one: -one.job.priority):
             plan = record.job.plan
             inside = [one for one in mine if one.held is False and not one.job.status.is_final]
             lately = [one for one in mine if one.job.started is not None and one.job.started > self.now - MINUTE_S]

@@ -201,7 +201,8 @@ class PostgresStore:
         self, like: Claim, worker: str, tokens: Sequence[str], lease_s: float, device: str = ""
     ) -> list[Claim]:
         taken = self._db.read(lambda link: work.taken_by(link, tokens))
-        asked = list(taken.items())  # a repeated command: what these tokens took the first time
+        # A repeated command: what these tokens took the first time, in the same order.
+        asked = [(token, taken[token]) for token in tokens if token in taken]
         if not asked:
             ready = self._db.read(lambda link: work.ready_like(link, like, 2 * len(tokens)))
             asked = list(zip(tokens, ready, strict=False))

@@ -96,7 +96,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._failed() and len(self.model.records) < 6)
     @rule(pick=PICK, again=AGAIN)
     def retry(self, pick, again):
-        failed, new = self._failed(), f"retry-{self._next()}"
+        failed, new = self._failed(), f"{self._next():06}-retry"
         for _ in range(1 + again):
             self.rings += self.both("retry", failed[pick % len(failed)], new).rings
 
@@ -291,7 +291,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _submit(self, job: tuple[Any, ...], again: bool) -> None:
         shape, window, deadline_s, key, digest, limits = job
-        id_ = f"job-{self._next()}"
+        id_ = f"{self._next():06}-job"
         plan = Plan(shape, window=window, max_failures=2, max_losses=3, **limits)
         pipeline = "-".join(["mill", *limits])
         new = Job(id=id_, family=id_, pipeline=pipeline, plan=plan, params={"n": id_}, deadline_s=deadline_s)
@@ -434,7 +434,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-@pytest.mark.timeout(0 if os.environ.get("HYPOTHESIS_PROFILE") == "soak" else 600)
+@pytest.mark.timeout(0 if os.environ.get("HYPOTHESIS_PROFILE") == "soak" else 1_200)
+@pytest.mark.long
 def test_a_store_does_what_the_reference_says(store_url):
     # Given an empty store
     soak = os.environ.get("HYPOTHESIS_PROFILE") == "soak"

@@ -253,6 +253,24 @@ def test_celery_starts_a_worker_too(make_mill):
     assert mill.result(mill.submit("addition", x=40, y=2), within_s=60) == 42
 
 
+def test_a_workers_folder_may_lie_deep(make_mill, tmp_path):
+    deep = tmp_path / ("deep" * 30)
+    deep.mkdir()
+    mill = make_mill("redis", "redis")
+    mill.worker("io", "-c", "1", TMPDIR=deep)
+    assert mill.result(mill.submit("addition", x=40, y=2), within_s=60) == 42
+
+
+def test_a_worker_that_finds_no_place_for_its_folder_ends(make_mill):
+    mill = make_mill("redis", "redis")
+    code = """import tempfile
+from celery_worker.main import app
+tempfile.tempdir = "/nowhere"
+app.worker_main(["worker", "-c", "1", "-n", "homeless@%h"])"""
+    assert mill.start("homeless", ["-c", code], QUEUES="io").wait(60) == 1
+    assert "No such file or directory: '/nowhere/" in mill.logs()
+
+
 def test_children_that_are_spawned_as_a_gpu_needs_it_know_their_stages(make_mill):
     mill = make_mill("redis", "redis")
     code = """from celery_worker.main import app

@@ -26,6 +26,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
+from sqlalchemy.schema import CreateTable
 
 from jobs.errors import BadInput, TryAgain
 
@@ -139,7 +140,14 @@ def _engine(url: str) -> Engine:
     options = {"timeout": BUSY_S} if parsed.get_backend_name() == "sqlite" else {"connect_timeout": 5}
     engine = create_engine(parsed, poolclass=NullPool, connect_args=options)
     try:
-        metadata.create_all(engine)
+        _make_tables(engine)
     except DBAPIError:
-        metadata.create_all(engine)  # another process has just made them; what is really wrong comes again
+        # In Postgres IF NOT EXISTS may collide with another process; what is really wrong comes again.
+        _make_tables(engine)
     return engine
+
+
+def _make_tables(engine: Engine) -> None:
+    with engine.begin() as connection:
+        for table in metadata.sorted_tables:
+            connection.execute(CreateTable(table, if_not_exists=True))
