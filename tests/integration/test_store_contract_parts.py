@@ -143,6 +143,18 @@ def test_further_parts_are_claimed_oldest_first_and_of_the_same_stage_only(store
     assert store.claim(part(other, 1), "w", "t", 60) is not None
 
 
+def test_a_repeated_claim_of_further_parts_answers_in_the_same_order(store, make_job):
+    # Given parts that became ready in another order than that of their jobs
+    jobs = [put(store, make_job("a")) for _ in range(4)]
+    like = take(store, part(jobs[0]))
+    break_part(store, part(jobs[1]), Cause.GIVEN_BACK)
+    # When all are claimed, and the reply is lost
+    claims = store.claim_more(like, "worker", ["m3", "m2", "m1"], 60)
+    # Then the repeated call says the same
+    assert [claim.at.job_id for claim in claims] == [jobs[n].id for n in (2, 3, 1)]
+    assert store.claim_more(like, "worker", ["m3", "m2", "m1"], 60) == claims
+
+
 def test_further_parts_may_be_of_the_same_job(store, make_job):
     # Given six emitted parts in a window of four
     job = put(store, make_job("a", "b*", window=4))

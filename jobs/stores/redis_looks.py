@@ -1,0 +1,74 @@
+"""Looks at the records in Redis: what is dead, what waits for long, whose files are needed."""
+
+from __future__ import annotations
+
+import json
+
+from jobs.errors import JobNotFound
+from jobs.model import DeadPart, PartKey, Status
+from jobs.stores import redis_records as records
+from jobs.stores.redis_link import Link, answering, wire
+
+LOOK_WAITS = 5_000  # how many ready parts of a queue `longest_waits` looks at
+
+
+def dead(link: Link, limit: int) -> list[DeadPart]:
+    """Parts that used up their attempts, latest first."""
+    with answering():
+        listed = link.client.zrevrange("dead", 0, limit - 1, withscores=True)
+        keys = [records.part_of(member) for member, _ in listed]
+        pipe = link.client.pipeline(transaction=False)
+        for at in keys:
+            pipe.hmget(f"job:{at.job_id}", f"s{at.stage}.name", "pipeline", "status", f"s{at.stage}.generation")
+            pipe.hget(f"job:{at.job_id}:s{at.stage}:errors", at.index)
+        found = pipe.execute()
+    return [
+        DeadPart(at, name.decode(), pipeline.decode(), Status(status.decode()), error, since / 1000)
+        for n, (at, (_, since)) in enumerate(zip(keys, listed, strict=True))
+        for name, pipeline, status, generation in [found[2 * n]]
+        if name and int(generation) == at.generation and (error := records.error_of(found[2 * n + 1]))
+    ]
+
+
+def longest_waits(link: Link) -> dict[str, float]:
+    """By task: for how long the oldest ready part has been so."""
+    with answering():
+        now_s, us = link.client.time()
+        longest: dict[str, float] = {}
+        for queue in link.client.smembers("queues"):
+            for list_ in (b"rung", b"unrung"):
+                name = b"queue:" + queue + b":" + list_
+                keys = [records.part_of(one) for one in link.client.zrange(name, 0, LOOK_WAITS - 1)]
+                pipe = link.client.pipeline(transaction=False)
+                for at in keys:
+                    pipe.hmget(f"job:{at.job_id}", "pipeline", f"s{at.stage}.name")
+                    pipe.hget(f"job:{at.job_id}:s{at.stage}:parts", at.index)
+                found = pipe.execute()
+                for (pipeline, stage), text in zip(found[::2], found[1::2], strict=True):
+                    if pipeline and text:
+                        task = f"{pipeline.decode()}.{stage.decode()}"
+                        waits_s = now_s + us / 1e6 - json.loads(text)["ra"] / 1000
+                        longest[task] = max(longest.get(task, 0.0), waits_s)
+    return longest
+
+
+def needed(link: Link, job_id: str) -> frozenset[tuple[PartKey, int]] | None:
+    """Parts done or leased, with their fences; None: a removed job whose relatives live. Raises JobNotFound."""
+    with answering():
+        stages, status = link.client.hmget(wire(f"job:{job_id}"), "n", "status")
+        if stages is None and link.client.hexists("gone", wire(job_id)):
+            return None
+        if stages is None:
+            raise JobNotFound(job_id=job_id)
+        pipe = link.client.pipeline(transaction=True)
+        for s in range(int(stages)):
+            pipe.hget(f"job:{job_id}", f"s{s}.generation")
+            pipe.hgetall(f"job:{job_id}:s{s}:parts")
+        found = pipe.execute()
+    keeps = ("done",) if Status(status.decode()).is_final else ("done", "leased")
+    return frozenset(
+        (PartKey(job_id, s, int(found[2 * s]), int(i)), part["f"])
+        for s in range(int(stages))
+        for i, text in found[2 * s + 1].items()
+        if (part := json.loads(text))["st"] in keeps
+    )
