@@ -13,6 +13,8 @@ from typing import Self
 import httpx2
 from starlette.types import ASGIApp
 
+from tests.neighbours import Started
+
 ROOT = Path(__file__).resolve().parent.parent
 
 PIPELINES = {
@@ -62,7 +64,7 @@ def validated() -> ASGIApp:
     return create_app(open_services(load()), validate_responses=True)
 
 
-class Gateway:
+class Gateway(Started):
     """One gateway. `production`: gunicorn as it is really started; else one uvicorn that validates its answers."""
 
     def __init__(self, port: int, store_url: str, broker_url: str, folder: Path, **settings: str) -> None:
@@ -125,9 +127,3 @@ class Gateway:
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)  # its processes too
                 self.process.wait()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -48,8 +48,30 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Server:
-    """A server with its folder and its process group. Used as a context manager, it leaves nothing behind."""
+class Started:
+    """What is started for a `with` block, and leaves nothing behind; neither does a start that fails."""
+
+    def start(self) -> Self:
+        """Start it, and wait until it works."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End it, however far it came."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Server(Started):
+    """A server with its folder and its process group."""
 
     name = ""
 
@@ -57,10 +79,6 @@ class Server:
         self.folder = Path(tempfile.mkdtemp(prefix=f"gristmill-{self.name}-"))
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> Self:
-        """Start, or start again on the same data, and wait until it answers."""
-        raise NotImplementedError
 
     def kill(self) -> None:
         """End it at once, with nothing flushed by itself."""
@@ -73,16 +91,6 @@ class Server:
         """End it and remove its folder."""
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _run(self, command: list[str], **options: object) -> None:
         """Start the process in a group of its own, its words in a log file."""

@@ -19,7 +19,7 @@ from typing import Any, Self
 import psutil
 
 from gristmill import Client
-from tests.neighbours import Valkey, free_port
+from tests.neighbours import Started, Valkey, free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HEALTHY_WITHIN_S = 120.0
@@ -32,7 +32,7 @@ def gristmill(*arguments: object, timeout: float = 120, **env: str) -> subproces
     return subprocess.run(argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
 
 
-class OneMachine:
+class OneMachine(Started):
     """`gristmill up` in a folder of its own; `env` are settings. As a context manager it leaves nothing behind."""
 
     def __init__(self, **env: str) -> None:
@@ -110,16 +110,6 @@ class OneMachine:
         self.process = None
         (self.folder / "up.json").unlink(missing_ok=True)
 
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """End it if it runs, and remove its folder."""
         if self.process is not None:
@@ -127,7 +117,7 @@ class OneMachine:
         shutil.rmtree(self.home, ignore_errors=True)
 
 
-class WithRabbitMQ:
+class WithRabbitMQ(Started):
     """The gateway, the workers and the sweeper as processes; RabbitMQ between them, behind a door that can be shut.
 
     Its store is a Valkey of its own, or the one at `store_url`; `env` are further settings.
@@ -185,16 +175,6 @@ class WithRabbitMQ:
         self.door.close()
         self.valkey.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _environment(self) -> dict[str, str]:
         (self.folder / "files").mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ from jobs.files import open_files
 from jobs.store import open_store
 from tests.conftest import migrate
 from tests.faults.processes import ROOT, Keeper, Kept
-from tests.neighbours import Postgres, RabbitMQ, Server, Valkey, any_rabbitmq, free_port
+from tests.neighbours import Postgres, RabbitMQ, Server, Started, Valkey, any_rabbitmq, free_port
 
 LEASE_S = 6.0
 READY_S = 180.0
@@ -48,7 +48,7 @@ REDIS_REDIS = Pair("redis", "redis")
 PAIRS = (CLASSIC, QUORUM, POSTGRES_REDIS, REDIS_REDIS)
 
 
-class Installation:
+class Installation(Started):
     """Used as a context manager, it leaves nothing behind; with `keep_logs` its folder stays.
 
     `settings` go to every process. Its servers are `store_server` and `broker_server`; its processes `gateways`,
@@ -155,16 +155,6 @@ class Installation:
         self.borrowed.close()
         if not self.keep_logs:
             shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _works(self) -> bool:
         again = [
