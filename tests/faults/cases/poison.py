@@ -11,7 +11,7 @@ from tests.faults.installation import CLASSIC
 
 # What a poisoned part does, and the code that its job must fail with.
 KINDS = {
-    "kill": "worker-lost",
+    "kill_self": "worker-lost",
     "segfault": "worker-lost",
     "memory_error": "out-of-memory",
     "endless": "time-limit",
