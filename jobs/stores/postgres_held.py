@@ -311,14 +311,16 @@ class Held:
 
     def answer(self, rings: Sequence[Ring]) -> dict[str, Any]:
         """What is kept with a part, so that a repeated command gets the first answer."""
-        own = (ring.at for ring in rings if ring.at.job_id == self.job.id)  # the sweeper rings the others again
+        own = (ring.at for ring in rings if ring.at.job_id == self.job.id)
         keys = [[at.stage, at.generation, at.index] for at in own]
-        return {"status": self.status.value, "rings": keys}
+        let_in = [asdict(ring) for ring in rings if ring.at.job_id != self.job.id]
+        return {"status": self.status.value, "rings": keys, **({"let_in": let_in} if let_in else {})}
 
     def answered(self, answer: dict[str, Any]) -> Ended:
         """The answer again."""
-        rings = tuple(rows.ring_at(self.job, *key) for key in answer["rings"])
-        return Ended(Status(answer["status"]), rings)
+        own = [rows.ring_at(self.job, *key) for key in answer["rings"]]
+        let_in = [Ring(**{**ring, "at": PartKey(**ring["at"])}) for ring in answer.get("let_in", ())]
+        return Ended(Status(answer["status"]), (*own, *let_in))
 
 
 def hold(link: Connection, job_id: str, *, skip_locked: bool = False) -> Held | None:
