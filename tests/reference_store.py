@@ -171,9 +171,10 @@ class ReferenceStore:
                 _adopt(stage, new.stages[number], new_id)
                 new.stages[number].set(failures=0, losses=0, given_back=0)
                 continue
-            if stage.plan.each and stage.state.closed:
-                return Accepted(self.get(new_id), rings=self._adopt_some(stage, new, number))
-            return Accepted(self.get(new_id), rings=self._enter(new, [Part(PartKey(new_id, number))]))
+            closed = stage.plan.each and stage.state.closed
+            first = [Part(PartKey(new_id, number))]
+            rings = self._adopt_some(stage, new, number) if closed else self._enter(new, first)
+            return Accepted(self.get(new_id), rings=rings)
         raise AssertionError("a failed job with nothing left to do")
 
     def _adopt_some(self, old: Stage, new: Record, number: int) -> tuple[Ring, ...]:
