@@ -51,7 +51,8 @@ def is_slow(name: str) -> bool:
 def parents_killed(scene: Scene) -> None:
     """The parent alone is killed; its supervisor ends what is left of it and starts it again."""
     kills: list[tuple[float, frozenset[int]]] = []
-    with scene.load(in_flight=4, body=some_slow) as load:  # short queues: an orphan waits for its lease alone
+    # Short queues, so that an orphan waits for its lease alone; many clients would all see that there is room.
+    with scene.load(in_flight=4, clients=2, body=some_slow) as load:
         load.reached(0.05)
         for victim in cycle(scene.installation.workers.values()):
             if scene.short and len(kills) >= FEW_KILLS:
