@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 E ?= rabbitmq-redis
 COMPOSE = docker compose --env-file .env $(if $(wildcard secrets.env),--env-file secrets.env) --env-file docker/env/$(E).env
 
-.PHONY: help venv lock lint format test demo up down secrets acceptance examples bench-document bench-overhead bench-growth bench-video bench-features faults faults-red docs clean
+.PHONY: help venv lock lint format test demo up down secrets acceptance examples bench-document bench-overhead bench-growth bench-video bench-batching bench-features faults faults-red docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
@@ -86,6 +86,9 @@ bench-growth: $(VENV)/.installed ## What a backlog of 100,000 jobs and a history
 
 bench-video: $(VENV)/.installed ## Frames per second beside a hand-written loop
 	$(BIN)/python -m bench.video
+
+bench-batching: $(VENV)/.installed ## What several jobs in one call of a model are worth, and what they cost
+	$(BIN)/python -m bench.batching
 
 bench-features: $(VENV)/.installed ## Map features beside a hand-written loop, seams, crowns, memory
 	$(BIN)/python -m bench.features

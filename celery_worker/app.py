@@ -10,6 +10,7 @@ import kombu
 from celery import Celery
 
 from celery_worker import redis_transport
+from celery_worker.batch import forms_of
 from celery_worker.runtime import task_of
 from celery_worker.stages import load
 from celery_worker.workbench import Device
@@ -44,11 +45,13 @@ def create_app(settings: Settings, device: Device) -> Celery:
     app.config_from_object(configuration(settings, device))
     for pipeline in served(settings).values():
         stages = load(pipeline)
+        forms_of(pipeline)
         for plan in pipeline.stages:
             if plan.queue in settings.queues:
                 # Tasks are shared between the apps of a process unless told not to be.
                 # No time limit of Celery's: it would run on while a part waits for the store. The heart has its own.
-                app.task(name=f"{pipeline.name}.{plan.name}", shared=False)(task_of(stages[plan.name]))
+                name = f"{pipeline.name}.{plan.name}"
+                app.task(name=name, shared=False)(task_of(name, stages[plan.name]))
     return app
 
 

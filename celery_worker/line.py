@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -87,13 +88,14 @@ def _address(path: Path) -> Iterator[str]:
 
 
 class ChildLine:
-    """The child's end."""
+    """The child's end. Safe for threads: one batch is finished while the next one runs."""
 
     def __init__(self, scratch: Path) -> None:
         with socket.socket(socket.AF_UNIX) as connecting, _address(Path(os.environ[VARIABLE])) as address:
             connecting.connect(address)
             self._connection = Connection(connecting.detach())
         self._stopped: set[str] = set()
+        self._lock = threading.Lock()
         self._say(Hello(os.getpid(), str(scratch)))
 
     def hold(self, claim: Claim) -> None:
@@ -104,18 +106,23 @@ class ChildLine:
         """Let the parent pass on how far a part is."""
         self._say(Progress(claim.token, fraction))
 
+    def wait(self, claim: Claim, waiting: bool) -> None:
+        """Stop the clock of a part's time limit, or let it go on."""
+        self._say(Waits(claim.token, waiting))
+
     @contextmanager
     def waiting(self, claim: Claim) -> Iterator[None]:
         """What happens inside is none of the stage's doing."""
-        self._say(Waits(claim.token, True))
+        self.wait(claim, True)
         try:
             yield
         finally:
-            self._say(Waits(claim.token, False))
+            self.wait(claim, False)
 
     def release(self, claim: Claim) -> None:
         """Let go of a claim."""
-        self._stopped.discard(claim.token)
+        with self._lock:
+            self._stopped.discard(claim.token)
         self._say(Released(claim.token))
 
     def rung(self, rings: Sequence[Ring]) -> None:
@@ -124,15 +131,17 @@ class ChildLine:
 
     def must_stop(self, claim: Claim) -> bool:
         """Whether the parent has said so."""
-        while self._connection.poll(0):
-            word = self._connection.recv()
-            if isinstance(word, Stop):
-                self._stopped.add(word.token)
-        return claim.token in self._stopped
+        with self._lock:
+            while self._connection.poll(0):
+                word = self._connection.recv()
+                if isinstance(word, Stop):
+                    self._stopped.add(word.token)
+            return claim.token in self._stopped
 
     def _say(self, word: Any) -> None:
         try:
-            self._connection.send(word)
+            with self._lock:
+                self._connection.send(word)
         except OSError:
             # The parent is gone, and with it whoever renews: another worker will run the part.
             os._exit(1)

@@ -16,6 +16,7 @@ from celery import Celery, bootsteps, signals
 
 from celery_worker import runtime, stages
 from celery_worker.app import served
+from celery_worker.batch import Form, forms_of
 from celery_worker.heartbeat import Heart
 from celery_worker.letters import dead_letters
 from celery_worker.line import VARIABLE
@@ -95,6 +96,7 @@ class Parent:
             made.models.warm_up(models_of_queues(self._settings))
             for warm_up in warm_ups_of_queues(self._settings):
                 warm_up()
+            made.measure(forms_of_queues(self._settings))
             runtime.start(made)
         except Exception:
             # Celery logs what a receiver raises and goes on; a child that is not ready must not take work.
@@ -112,6 +114,12 @@ def warm_ups_of_queues(settings: Settings) -> list[Callable[[], None]]:
     """What else the stages of these queues want done before they are asked for."""
     found = [stages.warm_ups_of(pipeline).get(stage.name) for pipeline, stage in _served(settings)]
     return [warm_up for warm_up in found if warm_up]
+
+
+def forms_of_queues(settings: Settings) -> list[Form]:
+    """The stages of these queues that batch."""
+    found = [forms_of(pipeline).get(stage.name) for pipeline, stage in _served(settings)]
+    return [form for form in found if form]
 
 
 def _served(settings: Settings) -> list[tuple[Pipeline, StagePlan]]:

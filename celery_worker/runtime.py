@@ -9,17 +9,21 @@ from __future__ import annotations
 import logging
 import os
 import random
-import shutil
 import socket
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from celery.exceptions import Reject
 
+from celery_worker.attempt import Attempt, Broken, Done, Outcome
+from celery_worker.batch import Batch, Form, measured
+from celery_worker.device_errors import is_out_of_memory
 from celery_worker.fetch import Terms
 from celery_worker.hands import JobLog, WorkerHands, clean, insist
 from celery_worker.heartbeat import BROKE, GIVEN_BACK, OUT_OF_MEMORY
@@ -27,6 +31,7 @@ from celery_worker.inputs import Inputs, Names
 from celery_worker.line import ChildLine
 from celery_worker.models import Models
 from celery_worker.stages import Stage
+from celery_worker.turn import Turn
 from celery_worker.workbench import Device, Dismissed, Limits, Workbench
 from jobs import log
 from jobs.addresses import allowed
@@ -55,7 +60,6 @@ FILES_AWAY_S = 5.0  # a full disk is no fault of the part, and costs it no attem
 FILES_AWAY = JobError("stage-broke", "The place for files is full or away.")
 
 logger = log.get(__name__)
-stage_logger = logging.getLogger("gristmill.stage")
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Runtime:
         self._settings, self._device = settings, device
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._scratch = workplace / str(os.getpid())
-        self._scratch.mkdir(parents=True, exist_ok=True)
+        self._scratch.mkdir(parents=True, exist_ok=True)  # each attempt has a folder in it
         self._line = ChildLine(self._scratch)
         self._store: JobStore = open_store(
             settings.store_url, result_ttl_s=settings.result_ttl_s, without=settings.without
@@ -83,64 +87,125 @@ class Runtime:
         self._bell: Bell = open_bell(settings, self._line.rung)
         self._limits = Limits(settings.max_pixels, settings.max_memory_mb)
         self._terms = Terms(allowed(settings.allowed_hosts), settings.max_upload_bytes, settings.max_fetch_s)
+        self._beside = ThreadPoolExecutor(1, "beside")
         self.models = Models(settings.models_dir, device)
+        self.batches: dict[str, Batch] = {}  # by task; what is not in it takes one input at a time
+
+    def measure(self, forms: Iterable[Form]) -> None:
+        """Find out what batch each stage takes on this device. After its models are warm."""
+        for form in forms:
+            self.batches[form.task] = measured(form, self.models.load, self._settings.max_batch)
 
     @cached_property
     def _pipelines(self) -> Pipelines:
         return Pipelines(self._settings.pipeline_dirs)
 
-    def work(self, at: PartKey, stage: Stage) -> None:
-        """Run one part, if it is there to be claimed. Returns when Celery may acknowledge."""
+    def work(self, at: PartKey, task: str, stage: Stage) -> None:
+        """Run one part, if it is there to be claimed, and others with it where that pays.
+
+        Returns when Celery may acknowledge.
+        """
+        claim = self._claim(at)
+        batch = self.batches.get(task)
+        if batch is not None and batch.takes_several:
+            Turn(self, stage, batch).run(claim)
+        elif claim is None:
+            logger.debug("nothing_to_claim", job_id=at.job_id, number=at.stage, index=at.index)
+        else:
+            self._alone(claim, stage, batch)
+
+    def _claim(self, at: PartKey) -> Claim | None:
         token = uuid4().hex
         try:
-            claim = insist(
+            return insist(
                 lambda: self._store.claim(at, self._worker, token, self._settings.lease_s, self._device.name),
                 nullcontext(),
                 within_s=CLAIM_S,
             )
         except StoreUnavailable:
             raise Reject("the store does not answer", requeue=True) from None
-        if claim is None:
-            logger.debug("nothing_to_claim", job_id=at.job_id, number=at.stage, index=at.index)
-            return
+
+    def _alone(self, claim: Claim, stage: Stage, batch: Batch | None) -> None:
+        """One part by itself; less at a time when memory ends, for as long as there is anything to lessen."""
+        attempt = self.hold(claim)
+        with _bound(claim):
+            while True:
+                outcome: Outcome
+                try:
+                    outcome = Done(stage(*attempt.begin()))
+                except BaseException as error:  # noqa: BLE001 - also SystemExit: nothing of a stage may reach Celery
+                    if batch is not None and is_out_of_memory(error) and batch.halve():
+                        continue
+                    outcome = Broken(error)
+                break
+        self.end(attempt, outcome)
+
+    # -- what a turn needs ----------------------------------------------------------------------------------------
+
+    def claim_more(self, like: Claim, count: int) -> list[Claim]:
+        """Further ready parts like that one. Raises StoreUnavailable."""
+        tokens = [uuid4().hex for _ in range(count)]
+        return insist(
+            lambda: self._store.claim_more(like, self._worker, tokens, self._settings.lease_s, self._device.name),
+            nullcontext(),
+            within_s=CLAIM_S,
+        )
+
+    def hold(self, claim: Claim, scratch: Path | None = None) -> Attempt:
+        """Let the parent renew it, and make its place of work."""
         self._line.hold(claim)
+        return Attempt(
+            claim, scratch or self._scratch / claim.token, JobLog(claim, self._store), self._hands, self._bench
+        )
+
+    def wait(self, claim: Claim, waiting: bool) -> None:
+        """A part that waits for the one before it does not use up its time."""
+        self._line.wait(claim, waiting)
+
+    def must_stop(self, claim: Claim) -> bool:
+        """Whether the parent has said so."""
+        return self._line.must_stop(claim)
+
+    def aside(self, work: Callable[[], None]) -> Future[None]:
+        """Do it in the thread beside, in order."""
+        return self._beside.submit(work)
+
+    def end(self, attempt: Attempt, outcome: Outcome) -> None:
+        """See an attempt through to an accepted finish or fail, ring what that made ready, and let go of it."""
+        claim = attempt.claim
         try:
-            with log.bound(job_id=at.job_id, stage=claim.stage.name, index=at.index, fence=claim.fence):
-                self._settle(claim, lambda: self._attempt(claim, stage))
+            with _bound(claim):
+                ended = self._ended(attempt, outcome)
+                self._bell.ring(ended.rings)
+        except ClaimLost:
+            logger.info("claim_lost", job_id=claim.at.job_id)
         finally:
             self._line.release(claim)
 
-    def _settle(self, claim: Claim, attempt: Callable[[], Ended]) -> None:
-        """See an attempt through to an accepted finish or fail, and ring what that made ready."""
-        try:
-            ended = attempt()
-        except ClaimLost:
-            logger.info("claim_lost")
-            return
-        self._bell.ring(ended.rings)
-
-    def _attempt(self, claim: Claim, stage: Stage) -> Ended:
-        scratch = self._scratch
-        job_log = JobLog(claim, self._store)
-        stage_logger.addHandler(job_log)
-        hands = WorkerHands(claim, self._store, self._files, self._bell, self._line, self.models, scratch, self._terms)
-        try:
-            output = hands.pack_output(stage(self._bench(claim, hands, scratch), hands.given()))
-        except BaseException as error:  # noqa: BLE001 - also SystemExit: nothing of a stage may reach Celery
-            job_log.flush()
+    def _ended(self, attempt: Attempt, outcome: Outcome) -> Ended:
+        claim, hands = attempt.claim, attempt.hands
+        error = outcome.error if isinstance(outcome, Broken) else None
+        if isinstance(outcome, Done):
+            try:
+                output = hands.pack_output(outcome.value)
+            except BaseException as broken:  # noqa: BLE001 - what the stage returned is no JSON, or has no end
+                error = broken
+        attempt.clear(for_good=True)
+        attempt.job_log.flush()
+        if error is not None:
             return self._fail(claim, self._judge(claim, error))
-        finally:
-            stage_logger.removeHandler(job_log)
-            _clear(scratch)
-        job_log.flush()
         ended = insist(
             lambda: self._store.finish(claim, output, hands.artifacts, hands.emitted), self._line.waiting(claim)
         )
         logger.info("part_finished")
         return ended
 
-    def _bench(self, claim: Claim, hands: WorkerHands, scratch: Path) -> Workbench:
-        at = claim.at
+    def _hands(self, claim: Claim, scratch: Path) -> WorkerHands:
+        return WorkerHands(claim, self._store, self._files, self._bell, self._line, self.models, scratch, self._terms)
+
+    def _bench(self, hands: WorkerHands, scratch: Path, own_log: logging.LoggerAdapter[Any]) -> Workbench:
+        claim, at = hands.claim, hands.claim.at
+        batch = self.batches.get(f"{claim.pipeline}.{claim.stage.name}")
         return Workbench(
             # The generation is not in it: an emitter that runs again emits the same part again.
             # Nor is the job, but the first of its retries: what happened outside before it failed has happened.
@@ -154,8 +219,9 @@ class Runtime:
             scratch=scratch,
             device=self._device,
             limits=self._limits,
-            log=stage_logger,
+            log=own_log,
             hands=hands,
+            batch=batch.size if batch else 1,
         )
 
     def _judge(self, claim: Claim, error: BaseException) -> Verdict:
@@ -195,15 +261,14 @@ class Runtime:
 
     def close(self) -> None:
         """Give back every connection."""
+        self._beside.shutdown()
         self._bell.close()
         self._store.close()
 
 
-def _clear(scratch: Path) -> None:
-    """Most stages leave it empty, and making folders costs more than looking into one."""
-    if os.listdir(scratch):
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(exist_ok=True)
+def _bound(claim: Claim) -> AbstractContextManager[None]:
+    at = claim.at
+    return log.bound(job_id=at.job_id, stage=claim.stage.name, index=at.index, fence=claim.fence)
 
 
 def _text(error: BaseException) -> str:
@@ -221,11 +286,11 @@ def start(runtime: Runtime) -> None:
     _of_this_child = runtime
 
 
-def task_of(stage: Stage) -> Callable[[str, int, int, int], None]:
-    """What Celery runs for a stage."""
+def task_of(task: str, stage: Stage) -> Callable[[str, int, int, int], None]:
+    """What Celery runs for a stage; `task` is the name it goes by."""
 
     def part(job_id: str, number: int, generation: int, index: int) -> None:
         assert _of_this_child is not None, "the child was not initialised"
-        _of_this_child.work(PartKey(job_id, number, generation, index), stage)
+        _of_this_child.work(PartKey(job_id, number, generation, index), task, stage)
 
     return part

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from celery_worker import devices
+from celery_worker.batch import forms_of, packs
 from celery_worker.fetch import Fetched, Terms
 from celery_worker.inputs import Names, fetch_input, fetch_into
 from celery_worker.models import Models
@@ -59,12 +60,14 @@ def run(
     models_dir: Path = MODELS,
     limits: Limits = Limits(max_pixels=67_108_864, max_memory_mb=4_096),  # noqa: B008 - frozen
     allowed_hosts: Sequence[str] = (),
+    batch: int = 1,
 ) -> Run:
     """Run all stages in order, with real files below `folder` (a temporary one if none is given, removed at exit).
 
     Params are checked and filled in as at the door. Outputs and payloads go through JSON, emitted parts are consumed
     in index order, each stage has a scratch folder of its own. `dismiss_at=("decode", 3)` dismisses the job at the
     third checkpoint of that stage; the run then ends with `dismissed`. Other errors of a stage are raised as they are.
+    `batch` is what a worker would have measured: so many inputs share a call, of several parts where a stage can.
     `input={"url": ...}` is really fetched; `allowed_hosts` is the setting ALLOWED_HOSTS.
     """
     found = pipeline if isinstance(pipeline, Pipeline) else read(Path(pipeline))
@@ -75,6 +78,7 @@ def run(
     )
     workshop.models = _models(models_dir, workshop.device)
     workshop.dismiss_at = dismiss_at
+    workshop.batch = batch
     workshop.terms = Terms(allowed(allowed_hosts), most_bytes=1 << 30, within_s=60.0)
     try:
         workshop.run_all()
@@ -89,6 +93,7 @@ class _Workshop:
     models: Models
     terms: Terms
     dismiss_at: tuple[str, int] | None = None
+    batch: int = 1
 
     def __init__(
         self,
@@ -105,6 +110,7 @@ class _Workshop:
         self.input = given
         self.limits = limits
         self.device = device
+        self.forms = forms_of(done.pipeline)
         self.emitted: dict[int, dict[str, Any]] = {}
         self.checkpoints: dict[str, int] = {}
 
@@ -117,23 +123,39 @@ class _Workshop:
             self.event("stage_started", stage=stage.name)
             if stage.each:
                 parts, self.emitted = self.emitted, {}
-                outputs = [self.run_part(stage.name, work, index, parts[index]) for index in sorted(parts)]
+                outputs: list[Any] = []
+                for pack in self.packed(stage.name, parts):
+                    outputs += self.run_pack(stage.name, work, pack, [parts[index] for index in pack])
                 self.done.outputs[stage.name] = outputs
             else:
-                self.done.outputs[stage.name] = self.run_part(stage.name, work, 0, given)
+                [self.done.outputs[stage.name]] = self.run_pack(stage.name, work, [0], [given])
             self.event("stage_finished", stage=stage.name)
             given = self.done.outputs[stage.name]
 
-    def run_part(self, stage: str, work: Any, index: int, given: Any) -> Any:
-        scratch = self.done.folder / "scratch" / f"{stage}.{index}"
-        scratch.mkdir(parents=True)
+    def packed(self, stage: str, parts: Mapping[int, Any]) -> list[list[int]]:
+        """The indexes of the parts that share a call, as a worker with this batch would have it."""
+        form, order = self.forms.get(stage), sorted(parts)
+        if form is None or form.call is None or self.batch == 1:
+            return [[index] for index in order]
+        weights = [form.weigh(parts[index]) if form.weigh else 1 for index in order]
+        return [[order[number] for number in pack] for pack in packs(weights, self.batch)]
+
+    def run_pack(self, stage: str, work: Any, pack: Sequence[int], givens: Sequence[Any]) -> list[Any]:
+        folders = [self.done.folder / "scratch" / f"{stage}.{index}" for index in pack]
+        for folder in folders:
+            folder.mkdir(parents=True)
         try:
-            output = _through_json(work(self.bench(stage, index, scratch), given))
+            benches = [self.bench(stage, index, folder) for index, folder in zip(pack, folders, strict=True)]
+            together = self.forms[stage].call if len(pack) > 1 else None
+            found = together(benches, givens) if together else [work(benches[0], givens[0])]
+            outputs = [_through_json(one) for one in found]
         finally:
-            shutil.rmtree(scratch)
-        for reference in (given.get("files") or {}).values() if isinstance(given, dict) else ():
-            (self.done.folder / reference).unlink()  # as in a real job: freed once the consumer is done
-        return output
+            for folder in folders:
+                shutil.rmtree(folder)
+        for given in givens:
+            for reference in (given.get("files") or {}).values() if isinstance(given, dict) else ():
+                (self.done.folder / reference).unlink()  # as in a real job: freed once the consumer is done
+        return outputs
 
     def bench(self, stage: str, index: int, scratch: Path) -> Workbench:
         return Workbench(
@@ -147,6 +169,7 @@ class _Workshop:
             limits=self.limits,
             log=logging.getLogger(f"{__name__}.{stage}"),
             hands=_Hands(self, stage, index),
+            batch=self.batch,
         )
 
     def event(self, kind: str, **data: Any) -> None:

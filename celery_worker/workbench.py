@@ -61,6 +61,7 @@ class Workbench:
     submitted.
     `scratch` is an empty folder of this attempt, removed afterwards. `key` is the same for every attempt at this
     part, in a retry of the job too: pass it on to effects outside (mail, webhooks), which may happen more than once.
+    `batch` is how many inputs one call of a model should have on this device: what measuring found to pay.
     """
 
     key: str
@@ -73,6 +74,7 @@ class Workbench:
     limits: Limits
     log: logging.LoggerAdapter[Any] | logging.Logger
     hands: Hands
+    batch: int = 1
 
     def keep(self, name: str, source: Path | bytes | str, *, listed: bool = True) -> str:
         """Store a file under the job; returns its reference. `listed`: clients see it as an artifact of that name.

@@ -24,15 +24,20 @@ NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 INPUTS = frozenset({"file", "files", "url", "text"})
 STAGE_KEYS = frozenset({"name", "queue", "each", "time_limit", "min_success", "batch"})
 KEYS = frozenset({"title", "description", "input", "stages", "params", "rate", "concurrency"})
+MOST_BATCH, MOST_BATCH_WAIT_MS = 1_024, 1_000
 MOST_RATE = MOST_CONCURRENCY = 1_000  # a store remembers so many starts of a pipeline
 
 
 @dataclass(frozen=True)
 class Batch:
-    """How many parts one call of a stage may take, and how long it may wait for them."""
+    """How many inputs one call of a stage may take at most, and how long it may wait for more parts at most."""
 
     max: int
-    wait_ms: float
+    wait_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        if type(self.max) is not int or not 1 <= self.max <= MOST_BATCH or not 0 <= self.wait_ms <= MOST_BATCH_WAIT_MS:
+            raise ValueError(f"batch: max is in [1, {MOST_BATCH}], wait_ms in [0, {MOST_BATCH_WAIT_MS}]")
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,8 @@ def _check_stages(pipeline: Pipeline) -> None:
     for before, stage in zip(pipeline.stages, pipeline.stages[1:], strict=False):
         if before.each and stage.each:
             raise ValueError(f"{stage.name}: `each` after `each`; only a one-part stage may emit")
+        if stage.each and before.name in pipeline.batches:
+            raise ValueError(f"{before.name}: a stage that emits cannot batch")
     for stage in pipeline.stages:
         if not (0 < stage.min_success <= 1 and 0 < stage.time_limit <= 86_400):
             raise ValueError(f"{stage.name}: min_success is in (0, 1], time_limit in (0, 86400]")

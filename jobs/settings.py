@@ -76,6 +76,9 @@ class Settings(BaseSettings):
     )
     models_dir: Path = Field(Path("models"), description="Where models.yaml and the models are.")
     device: str = Field("auto", description="auto, cpu, or the number of a GPU.")
+    max_batch: int = Field(
+        64, ge=1, description="Most inputs of one call of a model; fewer where measuring says so. 1: one at a time."
+    )
     lease_s: float = Field(15.0, gt=0, description="Seconds that a claim holds without a heartbeat (beat: a fifth).")
     window: int = Field(8, ge=1, le=1_000, description="Parts of one stage of a job that are rung or leased at a time.")
     max_failures: int = Field(3, ge=1, description="Broken attempts of a part before its job fails.")

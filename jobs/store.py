@@ -177,7 +177,10 @@ class JobStore(Protocol):
     def claim_more(
         self, like: Claim, worker: str, tokens: Sequence[str], lease_s: float, device: str = ""
     ) -> list[Claim]:
-        """Claim up to `len(tokens)` further ready parts of the same pipeline and stage, of any job, oldest first."""
+        """Claim up to `len(tokens)` further ready parts of the same pipeline and stage, of any job, oldest first.
+
+        Only those that have neither failed nor been lost: what breaks its worker must not take others with it.
+        """
         ...
 
     def renew(self, claims: Sequence[Claim], lease_s: float, progress: Mapping[str, float] = {}) -> list[Standing]:

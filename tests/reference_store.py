@@ -258,6 +258,7 @@ class ReferenceStore:
             for record, stage, part in self._all("ready")
             if record.job.pipeline == like.pipeline
             and part.at.stage == like.at.stage
+            and part.failures == part.losses == 0
             and not (record.job.deadline is not None and record.job.deadline <= self.now)
         }
 

@@ -94,8 +94,9 @@ def taken_by(link: Connection, tokens: Sequence[str]) -> dict[str, PartKey]:
 
 
 def ready_like(link: Connection, like: Claim, limit: int) -> list[PartKey]:
-    """Ready parts of a claim's pipeline and stage, oldest first."""
-    ready = parts.c.state.in_([UNRUNG, RUNG]) & (parts.c.stage == like.at.stage)
+    """Ready parts of a claim's pipeline and stage, oldest first, without those an attempt at which has ended badly."""
+    clean = (parts.c.failures == 0) & (parts.c.losses == 0)
+    ready = parts.c.state.in_([UNRUNG, RUNG]) & (parts.c.stage == like.at.stage) & clean
     task = f"{like.pipeline}.{like.stage.name}"
     found = select(*KEY).where(ready, parts.c.task == task).order_by(parts.c.ready_at, parts.c.job_id, parts.c.index)
     return [rows.key_of(row) for row in link.execute(found.limit(limit)).mappings()]

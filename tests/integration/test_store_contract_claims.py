@@ -149,6 +149,19 @@ def test_a_repeated_claim_of_further_parts_answers_in_the_same_order(store, make
     assert store.claim_more(like, "worker", ["m3", "m2", "m1"], 60) == claims
 
 
+@pytest.mark.parametrize("cause", [Cause.FAILURE, Cause.LOSS])
+def test_a_part_that_ended_badly_is_no_further_part(store, make_job, cause):
+    # Given three ready parts; an attempt at one of them broke or was lost, at another it was given back
+    jobs = [put(store, make_job()) for _ in range(4)]
+    store.fail(take(store, part(jobs[1])), cause, broke())
+    store.fail(take(store, part(jobs[2])), Cause.GIVEN_BACK, broke())
+    # When further parts are asked for
+    claims = store.claim_more(take(store, part(jobs[0])), "worker", ["m1", "m2", "m3"], 60)
+    # Then that one is left to whoever claims it by its name
+    assert {claim.at for claim in claims} == {part(jobs[2]), part(jobs[3])}
+    assert take(store, part(jobs[1])) is not None
+
+
 def test_further_parts_may_be_of_the_same_job(store, make_job):
     # Given six emitted parts in a window of four
     job = put(store, make_job("a", "b*", window=4))

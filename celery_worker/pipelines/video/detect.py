@@ -13,8 +13,8 @@ SIDE = 320  # the model's input is SIDE x SIDE
 IOU = 0.5  # two boxes of one class that overlap more are one object
 MOST = 100  # detections of one frame
 CANDIDATES = 2_000  # boxes that suppression looks at
-GPU_BATCH = 32  # on a CPU a batch costs more per frame, not less
 
+Answer = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes, scores and classes of every candidate in one frame
 Detection = tuple[int, float, float, float, float, float]  # class, score, x1, y1, x2, y2 in pixels of the source
 
 
@@ -38,21 +38,20 @@ def detect(
     session: Any, frames: np.ndarray, *, batch: int, size: tuple[int, int], min_score: float, classes: frozenset[int]
 ) -> Iterator[list[Detection]]:
     """The detections of each frame, best first. No `classes` means all."""
+    for answer in answers(session, frames, batch):
+        yield suppressed(answer, size, min_score, classes)
+
+
+def answers(session: Any, frames: np.ndarray, batch: int) -> Iterator[Answer]:
+    """What the model says of each frame, `batch` of them to a call."""
     for first in range(0, len(frames), batch):
         boxes, scores, ids = session.run(["boxes", "scores", "class_ids"], {"images": frames[first : first + batch]})
-        for n in range(len(boxes)):
-            yield _suppress(boxes[n], scores[n], ids[n], size, min_score, classes)
+        yield from zip(boxes, scores, ids, strict=True)
 
 
-def _suppress(
-    boxes: np.ndarray,
-    scores: np.ndarray,
-    ids: np.ndarray,
-    size: tuple[int, int],
-    min_score: float,
-    classes: frozenset[int],
-) -> list[Detection]:
+def suppressed(answer: Answer, size: tuple[int, int], min_score: float, classes: frozenset[int]) -> list[Detection]:
     """Per class, best first: a rider does not suppress the bicycle. Then clipped to the source."""
+    boxes, scores, ids = answer
     chosen = np.flatnonzero(scores > min_score)
     if classes:
         chosen = chosen[np.isin(ids[chosen], list(classes))]

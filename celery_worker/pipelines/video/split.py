@@ -27,8 +27,8 @@ MAX_FRAMES = 500_000  # of one job: 27 hours at 5 fps, 5.5 hours at 25
 class Clock:
     """Seconds that a stage worked, without those it waited."""
 
-    def __init__(self) -> None:
-        self.began = perf_counter()
+    def __init__(self, before_s: float = 0.0) -> None:
+        self.began = perf_counter() - before_s
 
     def skip(self, waited: float) -> None:
         """Leave out some seconds."""

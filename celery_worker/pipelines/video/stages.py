@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from celery_worker.pipelines.video import track
 from celery_worker.pipelines.video.annotations import Seen, as_coco, as_csv, as_lines, as_mot
 from celery_worker.pipelines.video.decode import sampling
-from celery_worker.pipelines.video.detect import GPU_BATCH, MODEL, SIDE, Detection, detect
+from celery_worker.pipelines.video.detect import MODEL, SIDE, Answer, Detection, answers, suppressed
 from celery_worker.pipelines.video.export import write_zip
 from celery_worker.pipelines.video.finish import count_of, finish, result_of
 from celery_worker.pipelines.video.persons import MODEL as BODY
@@ -51,35 +51,30 @@ def preprocess(bench: Workbench, given: Mapping[str, Any]) -> dict[str, Any]:
 def inference(bench: Workbench, segment: Mapping[str, Any]) -> dict[str, Any]:
     """Detect objects in each frame of one segment, in pixels of the source; look closer at persons if that is asked."""
     clock = Clock()
-    session = bench.model(MODEL)
-    wanted = set(bench.params["classes"])
-    looked_for = wanted | {PERSON} if wanted and "pictures" in segment else wanted
-    frames = np.memmap(bench.open(segment["files"]["frames"]), np.uint8, "r").reshape(-1, SIDE, SIDE, 3)
+    frames = _frames(bench, segment)
     found: list[list[Detection]] = []
-    for detections in detect(
-        session,
-        frames,
-        batch=GPU_BATCH if bench.device.kind == "cuda" else 1,
-        size=tuple(segment["size"]),
-        min_score=bench.params["min_score"],
-        classes=frozenset(n for n, label in enumerate(session.labels) if label in looked_for),
-    ):
-        found.append(detections)
+    for answer in answers(bench.model(MODEL), frames, bench.batch):
+        found.append(_detections(bench, segment, answer))
         if len(found) % TELL_EVERY == 0:
             bench.progress(len(found), len(frames))
-    closer = bodies(bench, segment, found, session.labels.index(PERSON)) if "pictures" in segment else {}
-    if looked_for != wanted:
-        found = [[one for one in detections if session.labels[one[0]] in wanted] for detections in found]
-    seen = {detection[0] for detections in found for detection in detections}
-    return {
-        "source": segment["source"],
-        "first": segment["first"],
-        "frames": [found[n] for n in segment["shown"]],
-        "labels": {str(n): session.labels[n] for n in sorted(seen)},
-        "device": bench.device.name,
-        "seconds": clock.seconds(),
-        **closer,
-    }
+    return _seen(bench, segment, found, clock)
+
+
+def inference_batch(benches: Sequence[Workbench], segments: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same for several small segments, of one job or of many: their frames share the calls of the detector."""
+    clock = Clock()
+    frames = [_frames(bench, segment) for bench, segment in zip(benches, segments, strict=True)]
+    said = answers(benches[0].model(MODEL), np.concatenate(frames), benches[0].batch)
+    found = []
+    for bench, segment, own in zip(benches, segments, frames, strict=True):
+        found.append([_detections(bench, segment, answer) for answer in itertools.islice(said, len(own))])
+        bench.checkpoint()
+    # Each says its share of the common calls, and its own.
+    shared_s = clock.seconds() / len(benches)
+    return [
+        _seen(bench, segment, detections, Clock(shared_s))
+        for bench, segment, detections in zip(benches, segments, found, strict=True)
+    ]
 
 
 def postprocess(bench: Workbench, segments: list[dict[str, Any]]) -> dict[str, Any]:
@@ -134,6 +129,20 @@ def postprocess(bench: Workbench, segments: list[dict[str, Any]]) -> dict[str, A
     }
 
 
+def probe(model: Callable[[str], Any], count: int) -> None:
+    """One call of the detector on so many frames."""
+    list(answers(model(MODEL), np.zeros((count, SIDE, SIDE, 3), np.uint8), count))
+
+
+def weigh(segment: Mapping[str, Any]) -> int:
+    """How many frames a segment has for the detector: a held one is looked at once."""
+    return len(set(segment["shown"]))
+
+
+PROBE = {"inference": probe}
+WEIGHT = {"inference": weigh}
+
+
 def asked(bench: Workbench) -> Job:
     """What the params ask for. Raises BadInput."""
     return Job(frozenset(bench.params["tasks"]), frozenset(bench.params["outputs"]), sampling(bench.params))
@@ -148,6 +157,41 @@ def named(source: Source, count: int) -> Iterator[None]:
         if count == 1:
             raise
         raise BadInput(f"{source.name[:100]}: {error}") from error
+
+
+def _frames(bench: Workbench, segment: Mapping[str, Any]) -> np.ndarray:
+    file = bench.open(segment["files"]["frames"])
+    return np.memmap(file, np.uint8, "r").reshape(-1, SIDE, SIDE, 3)
+
+
+def _looked_for(bench: Workbench, segment: Mapping[str, Any]) -> set[str]:
+    """The classes asked for, and persons where somebody will look closer at them; none means all."""
+    wanted = set(bench.params["classes"])
+    return wanted | {PERSON} if wanted and "pictures" in segment else wanted
+
+
+def _detections(bench: Workbench, segment: Mapping[str, Any], answer: Answer) -> list[Detection]:
+    labels, looked_for = bench.model(MODEL).labels, _looked_for(bench, segment)
+    classes = frozenset(n for n, label in enumerate(labels) if label in looked_for)
+    return suppressed(answer, tuple(segment["size"]), bench.params["min_score"], classes)
+
+
+def _seen(bench: Workbench, segment: Mapping[str, Any], found: list[list[Detection]], clock: Clock) -> dict[str, Any]:
+    """What one segment is told to show, after a closer look at its persons."""
+    labels, wanted = bench.model(MODEL).labels, set(bench.params["classes"])
+    closer = bodies(bench, segment, found, labels.index(PERSON)) if "pictures" in segment else {}
+    if _looked_for(bench, segment) != wanted:
+        found = [[one for one in detections if labels[one[0]] in wanted] for detections in found]
+    seen = {detection[0] for detections in found for detection in detections}
+    return {
+        "source": segment["source"],
+        "first": segment["first"],
+        "frames": [found[n] for n in segment["shown"]],
+        "labels": {str(n): labels[n] for n in sorted(seen)},
+        "device": bench.device.name,
+        "seconds": clock.seconds(),
+        **closer,
+    }
 
 
 def _tell(bench: Workbench, before: int, of: int, done: int) -> None:

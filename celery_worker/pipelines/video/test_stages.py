@@ -52,6 +52,23 @@ def test_the_example_fits_the_schema_and_lists_the_models_classes():
     assert listed == [label for label in labels if label != "???"]
 
 
+def test_frames_of_several_segments_in_one_call_are_seen_as_each_alone(street, tmp_path):
+    # Given the same clip in segments of two frames each, one frame to a call
+    params = {"fps": 2, "segment_seconds": 1, "tasks": ["detect", "pose"], "outputs": ["detections"]}
+    alone = run(FOLDER, params, [STREET], folder=tmp_path / "alone")
+    # When eight frames share a call, of four segments or of one
+    for batch, given in ((8, params), (8, {**params, "segment_seconds": 10})):
+        together = run(FOLDER, given, [STREET], folder=tmp_path / f"{batch}.{given['segment_seconds']}", batch=batch)
+        # Then the same is seen, to the last digits of a float
+        assert len(lines(together)) == len(lines(alone)) > 20
+        for mine, other in zip(lines(together), lines(alone), strict=True):
+            assert (mine["frame"], mine["class"]) == (other["frame"], other["class"])
+            assert mine["box"] == pytest.approx(other["box"], abs=0.05)
+            assert mine["score"] == pytest.approx(other["score"], abs=0.001)
+    # And each part tells its own persons and time
+    assert all(one["seconds"] > 0 and "persons" in one for one in together.outputs["inference"])
+
+
 def test_the_result_counts_what_the_artifacts_show(street):
     found = lines(street)
     result = street.result

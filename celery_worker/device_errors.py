@@ -1,0 +1,22 @@
+"""What a runtime means when a call on a device breaks: ONNX Runtime and CUDA say it in words only."""
+
+from __future__ import annotations
+
+# "Failed to allocate memory for requested buffer of size N" is ONNX Runtime's arena; the others are CUDA's, cuDNN's and
+# cuBLAS's own names of error 2 and of what follows from it.
+NO_MEMORY = ("failed to allocate memory", "out of memory", "cuda_error_out_of_memory", "alloc_failed")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether less at a time may succeed: the host's memory or the device's has ended."""
+    if isinstance(error, MemoryError):
+        return True
+    return any(words in _words(error) for words in NO_MEMORY)
+
+
+def _words(error: BaseException) -> str:
+    """A stage's own exception may refuse to speak."""
+    try:
+        return str(error).lower()
+    except Exception:  # noqa: BLE001 - whatever it raises
+        return ""
