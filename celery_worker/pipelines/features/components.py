@@ -29,11 +29,12 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some areas of one strip: `labels` numbers them from 1, 0 is nowhere; `roots` has for each the area that it is a
-    part of, or 0 where it is whole; `ends` the areas of which this strip holds the last piece."""
+    """Some areas of one strip: `labels` numbers them from 1, 0 is nowhere; `pixels` counts those of each; `roots` has
+    for each the area that it is a part of, or 0 where it is whole; `ends` the areas of which this strip holds the last
+    piece."""
 
-    y: int
     labels: np.ndarray
+    pixels: np.ndarray
     roots: np.ndarray
     ends: frozenset[int]
 
@@ -59,7 +60,7 @@ class Areas:
         roots[edge] = areas
         numbers = np.zeros(len(pixels), np.int32)
         numbers[keep] = np.arange(1, keep.sum() + 1)
-        return Piece(y, numbers[labels], roots[keep], self._ends.get(strip, frozenset()))
+        return Piece(numbers[labels], pixels[keep], roots[keep], self._ends.get(strip, frozenset()))
 
     def _survey(self, checkpoint: Callable[[], None]) -> None:
         """Join over the seams, then judge each joined area by all of its pixels."""

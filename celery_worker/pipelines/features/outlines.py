@@ -1,18 +1,33 @@
-"""From areas to polygons on the exact grid of the picture's pixels, dissolved over the seams of the strips."""
+"""From the faces of strips to one polygon for each area, dissolved over the seams of the strips."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import shapely
-from affine import Affine
-from rasterio import features
 
 from celery_worker.pipelines.features.components import Piece
+from celery_worker.pipelines.features.faces import MAX_CORNERS, Faces
 from jobs.errors import BadInput
 
-MAX_CORNERS = 3_000_000  # of one outline: more is noise, and would not fit into memory
+
+@dataclass(frozen=True)
+class Layer:
+    """One class in one strip: what its areas are part of, as `Piece` has it, the sums of their scores, their pixels."""
+
+    roots: np.ndarray
+    ends: frozenset[int]
+    scores: np.ndarray
+    pixels: np.ndarray
+
+    @classmethod
+    def of(cls, piece: Piece, plane: np.ndarray) -> Layer:
+        """`plane` has the scores of the strip's pixels."""
+        inside = np.flatnonzero(piece.labels)
+        scores = np.bincount(piece.labels.ravel()[inside], plane.ravel()[inside], len(piece.roots) + 1)[1:]
+        return cls(piece.roots, piece.ends, scores, piece.pixels)
 
 
 @dataclass(frozen=True)
@@ -32,66 +47,48 @@ class _Open:
     score: float = 0.0
     pixels: int = 0
 
+    def add(self, polygon: shapely.Polygon, score: float, pixels: int, name: str) -> None:
+        """One strip of it. Raises BadInput for noise."""
+        self.polygons.append(polygon)
+        self.score += float(score)
+        self.pixels += int(pixels)
+        self.corners += shapely.get_num_coordinates(polygon)
+        if self.corners > MAX_CORNERS:
+            raise BadInput(f"An outline of {name} has more than {MAX_CORNERS:,} corners: it is noise, and no area.")
+
 
 class Tracer:
-    """Follows the outlines of one plane, strip after strip."""
+    """Follows the outlines of all classes, strip after strip. `names` in the order in which they were laid."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._open: dict[int, _Open] = {}
+    def __init__(self, names: Mapping[int, str]) -> None:
+        self._names = names
+        self._open: dict[int, dict[int, _Open]] = {number: {} for number in names}
 
-    def trace(self, piece: Piece, plane: np.ndarray) -> Outlines:
-        """The areas that are whole now. `plane` has the strip's scores."""
-        count = len(piece.roots)
-        if not count:
-            return Outlines(np.empty(0, object), np.empty(0))
-        flat = piece.labels.ravel()
-        scores = np.bincount(flat, plane.ravel(), count + 1)[1:]
-        pixels = np.bincount(flat, minlength=count + 1)[1:]
-        polygons = _polygons(piece, count)
-        whole = piece.roots == 0
-        for n in np.flatnonzero(~whole):
-            self._add(int(piece.roots[n]), polygons[n], float(scores[n]), int(pixels[n]))
-        found, means = [polygons[whole]], [scores[whole] / pixels[whole]]
-        ended = [self._open.pop(root) for root in sorted(piece.ends)]
-        if ended:
-            found.append(np.array([_dissolve(each.polygons) for each in ended], object))
-            means.append(np.array([each.score / each.pixels for each in ended]))
-        return Outlines(canonical(np.concatenate(found)), np.concatenate(means) / 255)
-
-    def _add(self, root: int, polygon: shapely.Polygon, score: float, pixels: int) -> None:
-        area = self._open.setdefault(root, _Open())
-        area.polygons.append(polygon)
-        area.score += score
-        area.pixels += pixels
-        area.corners += shapely.get_num_coordinates(polygon)
-        if area.corners > MAX_CORNERS:
-            raise BadInput(
-                f"An outline of {self._name} has more than {MAX_CORNERS:,} corners: it is noise, and no area."
-            )
+    def trace(self, faces: Faces, layers: Mapping[int, Layer]) -> Iterator[tuple[int, Outlines]]:
+        """The areas that are whole now, by the number of their class."""
+        for labels, (number, layer) in zip(faces.labels, layers.items(), strict=True):
+            polygons = _dissolved(faces.polygons, labels, len(layer.roots))
+            whole = layer.roots == 0
+            going_on = self._open[number]
+            for n in np.flatnonzero(~whole).tolist():
+                area = going_on.setdefault(int(layer.roots[n]), _Open())
+                area.add(polygons[n], layer.scores[n], layer.pixels[n], self._names[number])
+            ended = [going_on.pop(root) for root in sorted(layer.ends)]
+            every = [polygons[whole], *(_dissolve(area.polygons) for area in ended)]
+            scores = [layer.scores[whole] / layer.pixels[whole], *([area.score / area.pixels] for area in ended)]
+            yield number, Outlines(shapely.normalize(np.hstack(every)), np.hstack(scores) / 255)
 
 
-def canonical(polygons: np.ndarray) -> np.ndarray:
-    """The same outlines begin at the same corner, and have corners only where they turn."""
-    found: np.ndarray = shapely.normalize(shapely.simplify(shapely.normalize(polygons), 0))
-    return found
-
-
-def simplify(polygons: np.ndarray, tolerance: float) -> np.ndarray:
-    """Fewer corners, the same topology: nothing falls apart, no hole is lost, nothing crosses itself."""
-    return shapely.simplify(polygons, tolerance, preserve_topology=True) if tolerance > 0 else polygons
-
-
-def _polygons(piece: Piece, count: int) -> np.ndarray:
-    """One polygon for each number of the piece."""
+def _dissolved(polygons: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """One polygon for each label from 1 to `count`: a face of its own, or several that hang together."""
+    order = np.argsort(labels, kind="stable")
+    ends = np.searchsorted(labels[order], np.arange(count + 1), side="right")
     found = np.empty(count, object)
-    place = Affine.translation(0, piece.y)
-    for shape, number in features.shapes(piece.labels, piece.labels > 0, connectivity=4, transform=place):
-        rings = [np.array(ring) for ring in shape["coordinates"]]
-        found[int(number) - 1] = shapely.Polygon(rings[0], rings[1:])
+    for n in range(count):
+        found[n] = _dissolve(polygons[order[ends[n] : ends[n + 1]]])
     return found
 
 
-def _dissolve(polygons: list[shapely.Polygon]) -> shapely.Polygon:
-    """Exact: all corners are whole numbers."""
+def _dissolve(polygons: np.ndarray | list[shapely.Polygon]) -> shapely.Polygon:
+    """Exact: those that hang together have the same corners on the border that they share."""
     return polygons[0] if len(polygons) == 1 else shapely.union_all(polygons)

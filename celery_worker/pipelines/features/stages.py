@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from time import perf_counter
 from typing import Any
@@ -11,13 +11,14 @@ import numpy as np
 import pyproj
 from affine import Affine
 
-from celery_worker.pipelines.features import indices, outlines
+from celery_worker.pipelines.features import indices
 from celery_worker.pipelines.features.boxes import objects
 from celery_worker.pipelines.features.components import Areas
-from celery_worker.pipelines.features.export import NO_DATA, ClassMap, Features, summary
+from celery_worker.pipelines.features.export import ClassMap, Features, summary
 from celery_worker.pipelines.features.ground import Ground
 from celery_worker.pipelines.features.look import GPU_BATCH, Box, View, detect, segment
 from celery_worker.pipelines.features.looks import looks_of
+from celery_worker.pipelines.features.merge import merged
 from celery_worker.pipelines.features.picture import Picture, find_picture, levels_of
 from celery_worker.pipelines.features.plan import Tile, side_of, tiles
 from celery_worker.pipelines.features.planes import Planes, pack
@@ -129,8 +130,10 @@ def postprocess(bench: Workbench, parts: list[dict[str, Any]]) -> dict[str, Any]
         features.add(names[number - 1], polygons, scores)
         preview.add(number - 1, polygons)
 
-    for y, strip in _merge(bench, planes, areas, names, keep, pixels):
-        class_map.write(y, strip)
+    for strip in merged(planes, areas, names, bench.params["simplify"], keep, bench.progress):
+        class_map.write(strip.y, strip.classes)
+        for number, layer in strip.layers.items():
+            pixels[names[number - 1]] += int(layer.pixels.sum())
     for contract in looks.detecting:
         for name in contract.told:
             mine = [tuple(box) for part in parts for box in part["boxes"] if box[0] == name]
@@ -169,29 +172,6 @@ def _view(bench: Workbench, given: Mapping[str, Any]) -> View:
         valid = np.unpackbits(file["valid"], count=shape[0] * shape[1]).reshape(shape).astype(bool)
         bands = {name: band.astype(np.float32) for name, band in zip(given["bands"], file["pixels"], strict=True)}
     return View(tile, bands, valid, given["levels"])
-
-
-def _merge(
-    bench: Workbench,
-    planes: Planes,
-    areas: Mapping[int, Areas],
-    names: Sequence[str],
-    keep: Callable[[int, np.ndarray, np.ndarray], None],
-    pixels: dict[str, int],
-) -> Iterator[tuple[int, np.ndarray]]:
-    """First row and classes of each strip, once its features are kept and its pixels counted."""
-    tracers = {number: outlines.Tracer(names[number - 1]) for number in areas}
-    for strip, (y, rows) in enumerate(planes.strips):
-        classes = np.where(planes.read(0, y, rows) > 0, 0, NO_DATA).astype(np.uint8)
-        for number, found in areas.items():
-            piece = found.piece(strip)
-            covered = piece.labels > 0
-            classes[covered] = number
-            pixels[names[number - 1]] += int(covered.sum())
-            traced = tracers[number].trace(piece, planes.read(number, y, rows))
-            keep(number, outlines.simplify(traced.polygons, bench.params["simplify"]), traced.scores)
-            bench.progress(strip * len(areas) + number, len(planes.strips) * len(areas) + 1)
-        yield y, classes
 
 
 def _crs_name(crs: pyproj.CRS) -> str:

@@ -38,6 +38,7 @@ DETECTION = {
 }
 BUILDINGS = [(20, 30, 60, 70), (90, 50, 140, 110), (150, 150, 199, 190)]
 ROADS = [(0, 118, 200, 126)]
+AT = (19, 31)  # where in its window a model sees what only stands there
 CARS = [(40, 24), (48, 96), (128, 128), (184, 8)]  # their top left corners; each has 8 x 8 pixels
 
 
@@ -94,6 +95,45 @@ def detecting(tmp_path):
 
 
 @pytest.fixture
+def marking(tmp_path):
+    """A model that marks one place of its window, whatever it is shown: a square of 6 x 6 pixels."""
+    mark = np.zeros((1, 2, SIDE, SIDE), np.float32)
+    mark[0, 1, AT[1] : AT[1] + 6, AT[0] : AT[0] + 6] = 9
+    mark[0, 0] = 4
+    constants = {"w": np.zeros((2, 1, 1, 1), np.float32), "mark": mark}
+    nodes = [
+        helper.make_node("Conv", ["images", "w"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "mark"], ["logits"]),
+    ]
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 1, SIDE, SIDE])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 2, SIDE, SIDE])
+    return save(tmp_path / "marks.onnx", nodes, [images], [logits], constants)
+
+
+@pytest.fixture
+def boxing(tmp_path):
+    """The same as a detector: one box, always there."""
+    x, y = AT
+    constants = {
+        "zero": np.zeros((), np.float32),
+        "box": np.array([[[x, y, x + 6, y + 6]]], np.float32),
+        "sure": np.array([[0.9]], np.float32),
+    }
+    nodes = [
+        helper.make_node("ReduceMean", ["images"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
+        helper.make_node("Add", ["box", "nothing"], ["boxes"]),
+        helper.make_node("Add", ["sure", "nothing"], ["scores"]),
+    ]
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 1, SIDE, SIDE])
+    outputs = [
+        helper.make_tensor_value_info("boxes", TensorProto.FLOAT, [1, 1, 4]),
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, 1]),
+    ]
+    return save(tmp_path / "boxes.onnx", nodes, [images], outputs, constants)
+
+
+@pytest.fixture
 def town(tmp_path):
     """200 x 200 pixels: red buildings, a blue road, and nodata in a corner."""
     bands = np.full((3, 200, 200), 40, np.uint8)
@@ -144,6 +184,30 @@ def test_a_detection_model_of_ones_own_needs_no_code(detecting, tmp_path):
         assert boxes == expected
         assert done.result["counts"] == {"car": 3}
         assert done.result["areas"]["car"] == pytest.approx(3 * 16, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "detection"])
+def test_the_windows_stand_on_one_grid_whatever_the_tiles(marking, boxing, tmp_path, kind):
+    # Given a model that finds something at one place of each window
+    contract = {"kind": kind, "classes": [None, "mark"], "bands": ["red"], "size": SIDE, "margin": MARGIN}
+    if kind == "segmentation":
+        models = rasters.declare(tmp_path, "marks", marking, {**contract, "activation": "softmax"})
+    else:
+        models = rasters.declare(tmp_path, "marks", boxing, {**contract, "classes": ["mark"]})
+    picture = rasters.write(tmp_path / "plain.tif", np.full((1, 210, 250), 90, np.uint8), names=["red"])
+    # When a picture is cut into tiles of some sizes, none of which is a window's
+    core, a, x, y = SIDE - 2 * MARGIN, 0.5, rasters.HERE.c, rasters.HERE.f
+    expected = {
+        (x + a * left, y - a * (top + 6), x + a * (left + 6), y - a * top)
+        for left in range(AT[0] - MARGIN, 250, core)
+        for top in range(AT[1] - MARGIN, 210, core)
+    }
+    for side in (None, 64, 100, 128):
+        params = {"classes": [], "models": ["marks"], "tile": side, "min_area": 1, "simplify": 0}
+        done = run(FOLDER, params, [picture], folder=tmp_path / f"{kind}-{side}", models_dir=models)
+        # Then it stands once for each window of the picture's grid
+        assert {tuple(shape.bounds) for shape in of_class(done, "mark")} == expected
+        assert done.result["counts"] == {"mark": len(expected)}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from celery_worker.pipelines.features.test_stages import FOLDER, HARBOUR, collec
 from celery_worker.testing import run
 from celery_worker.workbench import Limits
 from jobs.errors import BadInput
+from tests.web import Web, body_of
 
 GROUND = rasters.meadow(8, 8)
 POND = [(20, 10, 60, 50)]  # 40 x 40 pixels of half a metre
@@ -294,3 +295,23 @@ def test_an_internal_mask_an_alpha_band_and_a_nodata_value_are_all_respected(tmp
         FOLDER, {"classes": ["water"], "nodata": 7}, [rasters.write(tmp_path / "n.tif", marked)], folder=tmp_path / "n"
     )
     assert told.result["valid"] == 0.8
+
+
+def test_a_picture_behind_an_address_is_fetched_and_what_is_none_is_refused(tmp_path):
+    # Given a host with a picture and a page under the name of one
+    page = b"<!DOCTYPE html><html><body>404</body></html>"
+    answers = {"/a.tif": body_of(HARBOUR.read_bytes()), "/b.tif": body_of(page, Content_Type="image/tiff")}
+    params = {"bands": ["blue", "green", "red", "nir"]}
+    with Web(answers) as web:
+        behind = {"url": web.url + "/a.tif"}
+        done = run(FOLDER, params, input=behind, folder=tmp_path / "url", allowed_hosts=[web.host])
+        # Then the map is that of the file, and the file was asked for once
+        same = run(FOLDER, params, [HARBOUR], folder=tmp_path / "file")
+        for name in ("features.geojson", "classes.tif"):
+            assert done.artifacts[name].read_bytes() == same.artifacts[name].read_bytes()
+        assert [path for path, _ in web.asked] == ["/a.tif"]
+        # Then the page is refused by what it is, and so is a host that nobody allowed
+        with pytest.raises(BadInput, match="text/html, which this pipeline does not take"):
+            run(FOLDER, params, input={"url": web.url + "/b.tif"}, folder=tmp_path / "b", allowed_hosts=[web.host])
+        with pytest.raises(BadInput, match="not public"):
+            run(FOLDER, params, input=behind, folder=tmp_path / "c")
