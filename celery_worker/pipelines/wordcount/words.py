@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import cache
-
-from stop_words import LANGUAGE_MAPPING, get_stop_words
+from pathlib import Path
 
 # Letters with their marks; an apostrophe or a hyphen between two letters belongs to the word.
 WORD = re.compile(r"[^\W\d_]+(?:['\u2019\u00ad\u2010-][^\W\d_]+)*")
@@ -31,11 +32,11 @@ def language_of(declared: str, words: Counter[str], otherwise: str | None) -> st
     """What the page declares, what the caller says, or whose stop words it is full of; None where nothing tells."""
     code = declared.strip().lower().replace("_", "-").partition("-")[0]
     code = OTHER_NAMES.get(code, code)
-    if code in LANGUAGE_MAPPING:
+    if code in _lists():
         return code
     if otherwise or not words:
         return otherwise
-    share = {each: sum(words[word] for word in stop_words(each)) for each in sorted(LANGUAGE_MAPPING)}
+    share = {each: sum(words[word] for word in stop_words(each)) for each in _lists()}
     best = max(share, key=share.__getitem__)
     return best if share[best] >= GUESSED * words.total() else None
 
@@ -45,4 +46,11 @@ def stop_words(language: str | None) -> frozenset[str]:
     """None for a language that is not known. A part of a word that was cut at its apostrophe is none."""
     if language is None:
         return frozenset()
-    return frozenset(folded(word) for word in get_stop_words(language))
+    return frozenset(folded(word) for word in _lists()[language])
+
+
+@cache
+def _lists() -> Mapping[str, Sequence[str]]:
+    """By language, from stop-words 2018.7.23: it has no wheel, and what has one calls `fire` and `mill` stop words."""
+    found: dict[str, list[str]] = json.loads(Path(__file__).with_name("stop-words.json").read_text())
+    return found
