@@ -136,6 +136,20 @@ def test_no_more_jobs_are_let_in_than_may_be_under_way_at_once(store):
     assert keys(break_part(store, part(jobs[3])).rings) != []
 
 
+@pytest.mark.parametrize("stated", [0, 1])
+def test_an_end_whose_reply_was_lost_tells_again_who_was_let_in(store, stated):
+    # Given an emitter under way, and a job held back
+    first, second = limited("a", "b*", concurrency=1), limited(concurrency=1)
+    accept(store, first, second)
+    claim = take(store, part(first))
+    # When it ends as it should, or stating parts that it did not emit, and does so again
+    ended = store.finish(claim, b"", (), stated)
+    again = store.finish(claim, b"", (), stated)
+    # Then both answers have the other one's ring
+    assert keys(ended.rings) == [part(second)]
+    assert again == ended
+
+
 def test_what_is_let_in_by_a_dismissal_is_rung_by_the_sweeper(store, store_url):
     # Given one job under way, and one held back
     first, second = limited(concurrency=1), limited(concurrency=1)

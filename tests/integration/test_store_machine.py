@@ -204,6 +204,7 @@ class StoreMachine(RuleBasedStateMachine):
         elif deed == "strand":
             self.both("strand", [ring])
             self.check(ring.job_id)
+            self.time_passes(STEP_S)  # it backs off for seconds, which a slow machine takes from one call to the next
         elif deed == "submit again":
             self.both("add", [self.submissions[pick % len(self.submissions)]])
         else:

@@ -10,8 +10,8 @@ local emits = following < tonumber(field(id, 'n')) and is_each(id, following)
 local stated = tonumber(emitted) or 0
 if emits and stated ~= count(id, following, 'total') then
   local detail = 'The stage said it emitted ' .. stated .. ' parts; the store has ' .. count(id, following, 'total') .. '.'
-  end_attempt(id, s, g, i, p, 'bad_input', error_json('emit-mismatch', detail, name, i), 0, t)
-  return answer(id, s, i, token, {})
+  local error = error_json('emit-mismatch', detail, name, i)
+  return answer(id, s, i, token, end_attempt(id, s, g, i, p, 'bad_input', error, 0, t))
 end
 
 p.st, p.tk = 'done', nil
