@@ -187,6 +187,7 @@ async def _keep(desk: Desk, incoming: Incoming) -> Upload:
     upload = await incoming.keep()
     services = desk.services
     stored: Upload = await desk.store_threads(services.store.add_upload, upload, services.settings.upload_ttl_s)
+    metrics.RECEIVED.inc(stored.bytes)
     return stored
 
 

@@ -19,6 +19,8 @@ REQUESTS = Counter("gristmill_requests", "Answers by operation and status.", ["o
 SECONDS = Histogram("gristmill_request_seconds", "Seconds to an answer's end; waiting and streams too.", ["operation"])
 ACCEPTED = Counter("gristmill_jobs_accepted", "Jobs accepted by this gateway.", ["pipeline"])
 REPLAYED = Counter("gristmill_jobs_replayed", "Submissions whose Idempotency-Key was known.", ["pipeline"])
+RECEIVED = Counter("gristmill_files_received_bytes", "Bytes of files that clients sent and that were stored.")
+SENT = Counter("gristmill_files_sent_bytes", "Bytes of artifacts sent to clients.")
 
 WAITING = Gauge("gristmill_waiting", "Streams and waiting requests.", multiprocess_mode="livesum")
 

@@ -13,6 +13,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api import metrics
 from api.problems import RangeNotSatisfiable
 from api.views import moment
 from api.waiting import FIRST_LOOK_S, SLOWEST_LOOK_S, Threads, Waiting, unless_gone, wait_for
@@ -150,6 +151,7 @@ async def _pieces(files: Files, disk: Threads, name: str, start: int, length: in
     try:
         while piece := await disk(next, reading, b""):
             yield piece
+            metrics.SENT.inc(len(piece))
     finally:
         close = getattr(reading, "close", None)
         if close:

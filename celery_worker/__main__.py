@@ -30,7 +30,7 @@ def main() -> int:
     if len(settings.queues) == 1:
         return work(settings.queues[0], options)
     log.setup(settings.log_level)
-    return supervise(settings.queues, options.grace)
+    return supervise(settings.queues, options.grace, settings.metrics_port)
 
 
 def work(queue: str, options: argparse.Namespace) -> int:
@@ -54,8 +54,8 @@ def concurrency(queue: str, kind: str) -> int:
     return max(4, 2 * devices.cores()) if group == "io" else max(1, devices.cores() // 2)
 
 
-def supervise(queues: tuple[str, ...], grace_s: float) -> int:
-    """Start a worker for each queue; when one ends, or a signal comes, end them all."""
+def supervise(queues: tuple[str, ...], grace_s: float, metrics_port: int) -> int:
+    """Start a worker for each queue, each with a metrics port; when one ends, or a signal comes, end them all."""
     stopping = False
 
     def end(number: int, _: FrameType | None) -> None:
@@ -66,10 +66,10 @@ def supervise(queues: tuple[str, ...], grace_s: float) -> int:
     signal.signal(signal.SIGINT, end)
     command = [sys.executable, "-m", "celery_worker", *sys.argv[1:]]
     # Groups of their own: Ctrl-C reaches this process alone, and each worker is told once.
-    workers = {
-        queue: subprocess.Popen(command, env={**os.environ, "QUEUES": queue}, start_new_session=True)
-        for queue in queues
-    }
+    workers = {}
+    for number, queue in enumerate(queues):
+        own = {"QUEUES": queue, "METRICS_PORT": str(metrics_port and metrics_port + number)}
+        workers[queue] = subprocess.Popen(command, env={**os.environ, **own}, start_new_session=True)
     ended: dict[str, int] = {}
     while not stopping and not ended:
         time.sleep(0.2)

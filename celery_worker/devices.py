@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from celery_worker.nvml import session
 from celery_worker.workbench import Device
 from jobs.errors import SettingsInvalid
 
@@ -69,7 +67,7 @@ def cores() -> int:
 
 def list_gpus() -> list[Gpu]:
     """Every NVIDIA GPU of this machine; none without the driver."""
-    with _nvml() as nvml:
+    with session() as nvml:
         if nvml is None:
             return []
         handles = [nvml.nvmlDeviceGetHandleByIndex(n) for n in range(nvml.nvmlDeviceGetCount())]
@@ -82,25 +80,6 @@ def list_gpus() -> list[Gpu]:
             )
             for number, handle in enumerate(handles)
         ]
-
-
-@contextmanager
-def _nvml() -> Iterator[Any]:
-    """NVML while it is needed; None where there is no driver or no GPU."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except (ImportError, OSError):
-        yield None
-        return
-    except pynvml.NVMLError:
-        yield None
-        return
-    try:
-        yield pynvml
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def _visible(gpus: list[Gpu], setting: str | None) -> list[Gpu]:

@@ -22,7 +22,8 @@ from pathlib import Path
 import psutil
 from celery.worker import state
 
-from celery_worker.line import Exchange, Hello, Holds, Progress, Released, Rung, Stop, Waits, words
+from celery_worker.line import Exchange, Hello, Holds, Loaded, Progress, Released, Rung, Stop, Waits, words
+from celery_worker.metrics import WorkerCounts
 from celery_worker.watchdog import Signs, Watchdog
 from jobs import log
 from jobs.dispatch import Bell, open_bell
@@ -87,8 +88,8 @@ class Child:
 class Heart:
     """The thread that does all this, with a connection to the store of its own."""
 
-    def __init__(self, settings: Settings, workplace: Path, *, grace_s: float = 60.0) -> None:
-        self._settings, self._workplace, self._grace_s = settings, workplace, grace_s
+    def __init__(self, settings: Settings, workplace: Path, counts: WorkerCounts, *, grace_s: float = 60.0) -> None:
+        self._settings, self._workplace, self._counts, self._grace_s = settings, workplace, counts, grace_s
         self._exchange = Exchange(workplace / "line")
         self._children: list[Child] = []
         self._store: JobStore = open_store(
@@ -159,6 +160,7 @@ class Heart:
         for child in list(self._children):
             if not self._listen(child, now):
                 self._bury(child)
+        self._counts.children.set(len(self._children))
         for child in self._children:
             self._watch(child, now)
         if now >= self._patient_at:
@@ -205,12 +207,15 @@ class Heart:
                     case Holds(claim):
                         child.holds[claim.token] = Hold(claim, since=now, renewed=now)
                         child.young_until = now
+                        self._counts.held(claim)
                     case Progress(token, fraction) if token in child.holds:
                         child.holds[token].progress = fraction
                     case Waits(token, waiting) if token in child.holds:
                         child.holds[token].wait(now if waiting else None, now)
-                    case Released(token):
-                        child.holds.pop(token, None)
+                    case Released(token) if hold := child.holds.pop(token, None):
+                        self._counts.released(hold.claim, word)
+                    case Loaded():
+                        self._counts.loaded(word)
                     case Rung(rings):
                         self._rung += rings
                     case Hello(pid, scratch):
@@ -286,6 +291,8 @@ class Heart:
             child.connection.close()
         if child.scratch:
             shutil.rmtree(child.scratch, ignore_errors=True)
+        if self._give_back_at is None:
+            self._counts.died(child.verdict[2].code if child.verdict else WORKER_LOST.code)
         for hold in child.holds.values():
             claim = hold.claim
             cause, error, delay_s = Cause.LOSS, WORKER_LOST, back_off(claim.losses)
@@ -296,6 +303,7 @@ class Heart:
                     cause = Cause.GIVEN_BACK
             elif self._give_back_at is not None:
                 cause, error = Cause.GIVEN_BACK, GIVEN_BACK
+            self._counts.died_with(claim, cause, time.monotonic() - hold.since)
             if "burial" not in self._settings.without:
                 self._end(claim, cause, error, 0.0 if cause is Cause.GIVEN_BACK else delay_s)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -55,9 +56,20 @@ class Waits:
 
 @dataclass(frozen=True)
 class Released:
-    """The claim is finished, failed, or lost."""
+    """The claim is finished, failed, or lost. `outcome`: `finished`, or the cause of its failing; none: it was lost."""
 
     token: str
+    outcome: str = ""
+    ran_s: float = 0.0
+    kept_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The child has loaded a model."""
+
+    model: str
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -95,11 +107,14 @@ class ChildLine:
             connecting.connect(address)
             self._connection = Connection(connecting.detach())
         self._stopped: set[str] = set()
+        self._since: dict[str, float] = {}
+        self._ended: dict[str, tuple[str, int]] = {}
         self._lock = threading.Lock()
         self._say(Hello(os.getpid(), str(scratch)))
 
     def hold(self, claim: Claim) -> None:
         """Ask the parent to renew a claim. What it does not need stays here: params may have a megabyte."""
+        self._since[claim.token] = time.monotonic()
         self._say(Holds(replace(claim, params={}, input={}, payload=None)))
 
     def progress(self, claim: Claim, fraction: float) -> None:
@@ -119,11 +134,21 @@ class ChildLine:
         finally:
             self.wait(claim, False)
 
+    def ended(self, claim: Claim, outcome: str, kept_bytes: int = 0) -> None:
+        """Note how an attempt ended, for the gauges; its release tells it."""
+        self._ended[claim.token] = (outcome, kept_bytes)
+
     def release(self, claim: Claim) -> None:
         """Let go of a claim."""
         with self._lock:
             self._stopped.discard(claim.token)
-        self._say(Released(claim.token))
+        outcome, kept_bytes = self._ended.pop(claim.token, ("", 0))
+        ran_s = time.monotonic() - self._since.pop(claim.token)
+        self._say(Released(claim.token, outcome, ran_s, kept_bytes))
+
+    def loaded(self, model: str, seconds: float) -> None:
+        """Tell how long a model took to load."""
+        self._say(Loaded(model, seconds))
 
     def rung(self, rings: Sequence[Ring]) -> None:
         """Let the parent record confirms, for all its children in one go."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ REQUIRED = frozenset({"title", "file", "sha256", "licence", "source"})
 class Models:
     """The models of one folder, on one device. Raises ModelBroken with a sentence that says what to mend."""
 
-    def __init__(self, models_dir: str | Path, device: Device) -> None:
+    def __init__(
+        self, models_dir: str | Path, device: Device, loaded: Callable[[str, float], None] = lambda name, seconds: None
+    ) -> None:
         self.folder = Path(models_dir)
         self.device = device
+        self._told = loaded  # gets a model's name and the seconds that it took to load
         self._entries: Mapping[str, Mapping[str, Any]] | None = None
         self._verified: set[Path] = set()
         self._loaded: dict[str, Any] = {}
@@ -59,8 +63,10 @@ class Models:
         """
         with self._lock:
             if name not in self._loaded:
+                began = time.monotonic()
                 is_onnx = self._entry(name)["file"].endswith(".onnx")
                 self._loaded[name] = self._session(name) if is_onnx else self.find(name)
+                self._told(name, time.monotonic() - began)
             return self._loaded[name]
 
     def warm_up(self, names: Iterable[str]) -> None:

@@ -8,20 +8,22 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from celery import Celery, bootsteps, signals
 
-from celery_worker import runtime, stages
+from celery_worker import nvml, runtime, stages
 from celery_worker.app import served
 from celery_worker.batch import Form, forms_of
 from celery_worker.heartbeat import Heart
 from celery_worker.letters import dead_letters
 from celery_worker.line import VARIABLE
+from celery_worker.metrics import WorkerCounts
 from celery_worker.workbench import Device
 from jobs import log
+from jobs.exposition import Exposition
 from jobs.model import PartKey, StagePlan
 from jobs.pipeline import Pipeline
 from jobs.settings import Settings
@@ -38,6 +40,7 @@ class Parent:
     def __init__(self, app: Celery, settings: Settings, device: Device) -> None:
         self._settings, self._device = settings, device
         self._heart: Heart | None = None
+        self._exposition: Exposition | None = None
         self._pid = 0
         self.grace_s = GRACE_S
         self.workplace = Path()
@@ -70,10 +73,17 @@ class Parent:
         _clear_abandoned()
         self._pid = os.getpid()
         self.workplace = Path(tempfile.mkdtemp(prefix=f"{PLACE}{self._pid}-"))
-        self._heart = Heart(self._settings, self.workplace, grace_s=self.grace_s)
+        counts = WorkerCounts(self._settings.queues, self._device, self._gpus)
+        if self._settings.metrics_port:
+            self._exposition = Exposition(counts.registry, self._settings.metrics_host, self._settings.metrics_port)
+        self._heart = Heart(self._settings, self.workplace, counts, grace_s=self.grace_s)
         self._heart.start()
         atexit.register(self._close)
         logger.info("worker_started", queues=self._settings.queues, device=self._device.name)
+
+    def _gpus(self) -> Sequence[nvml.GpuUse]:
+        """The GPU that `devices.pin` left visible to this worker."""
+        return nvml.uses([(self._device.name, os.environ["CUDA_VISIBLE_DEVICES"])])
 
     def _strand(self, at: PartKey) -> None:
         if self.heart:
@@ -88,9 +98,13 @@ class Parent:
         heart, self._heart = self.heart, None
         if heart:
             heart.close()
+            if self._exposition:
+                self._exposition.close()
 
     def _start_child(self, **_: Any) -> None:
         """In the child, after its fork or spawn. The parent's folder is that of its socket."""
+        if self._exposition:
+            self._exposition.forget()
         try:
             made = runtime.Runtime(self._settings, self._device, Path(os.environ[VARIABLE]).parent)
             made.models.warm_up(models_of_queues(self._settings))

@@ -88,7 +88,7 @@ class Runtime:
         self._limits = Limits(settings.max_pixels, settings.max_memory_mb)
         self._terms = Terms(allowed(settings.allowed_hosts), settings.max_upload_bytes, settings.max_fetch_s)
         self._beside = ThreadPoolExecutor(1, "beside")
-        self.models = Models(settings.models_dir, device)
+        self.models = Models(settings.models_dir, device, self._line.loaded)
         self.batches: dict[str, Batch] = {}  # by task; what is not in it takes one input at a time
 
     def measure(self, forms: Iterable[Form]) -> None:
@@ -178,7 +178,7 @@ class Runtime:
                 ended = self._ended(attempt, outcome)
                 self._bell.ring(ended.rings)
         except ClaimLost:
-            logger.info("claim_lost", job_id=claim.at.job_id)
+            logger.info("claim_lost", job_id=claim.at.job_id)  # no outcome is noted: the gauges count it as lost
         finally:
             self._line.release(claim)
 
@@ -197,6 +197,7 @@ class Runtime:
         ended = insist(
             lambda: self._store.finish(claim, output, hands.artifacts, hands.emitted), self._line.waiting(claim)
         )
+        self._line.ended(claim, "finished", sum(one.bytes for one in hands.artifacts))
         logger.info("part_finished")
         return ended
 
@@ -257,7 +258,9 @@ class Runtime:
         delay_s = back_off(attempts) if verdict.delay_s is None else verdict.delay_s
         error = JobError(verdict.error.code, verdict.error.detail, claim.stage.name, claim.at.index)
         logger.info("part_failed", cause=str(verdict.cause), code=error.code)
-        return insist(lambda: self._store.fail(claim, verdict.cause, error, delay_s), self._line.waiting(claim))
+        ended = insist(lambda: self._store.fail(claim, verdict.cause, error, delay_s), self._line.waiting(claim))
+        self._line.ended(claim, verdict.cause.value)
+        return ended
 
     def close(self) -> None:
         """Give back every connection."""

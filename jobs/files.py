@@ -23,6 +23,14 @@ class Stored:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Space:
+    """Bytes that may still be written, and that there are in all."""
+
+    free: int
+    size: int
+
+
 class Writer(Protocol):
     """A file being written aside. Without `commit` nothing is left under its name."""
 
@@ -81,6 +89,10 @@ class Files(Protocol):
 
     def ping(self) -> None:
         """Raises FilesUnavailable or FilesFull."""
+        ...
+
+    def space(self) -> Space | None:
+        """How full the place is; None where it has no end."""
         ...
 
 

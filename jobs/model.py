@@ -247,6 +247,7 @@ class Claim:
 
     `failures` and `losses` count earlier attempts. `payload` is what was emitted, None for a stage that is not `each`.
     `family` is the first job of a chain of retries: what is kept under its id lives as long as any of them.
+    `waited_s`: how long the part had been ready.
     """
 
     at: PartKey
@@ -262,6 +263,7 @@ class Claim:
     losses: int = 0
     deadline: float | None = None
     family: str = ""
+    waited_s: float = 0.0
 
     @property
     def stage(self) -> StagePlan:

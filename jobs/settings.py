@@ -64,6 +64,14 @@ class Settings(BaseSettings):
 
     environment: Literal["dev", "production"] = Field("dev", description="production refuses insecure- secrets.")
     api_port: int = Field(3333, ge=1, le=65535, description="Where the gateway listens.")
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Where a worker or a sweeper serves /metrics; 0: nowhere. "
+        "A worker of several queues takes the next ports too. The gateway's is at API_PORT.",
+    )
+    metrics_host: str = Field("127.0.0.1", description="On which address: 0.0.0.0 for all of this machine.")
     broker_url: BrokerUrl = Field(description="Where the queues are: amqp:// or redis://.")
     store_url: StoreUrl = Field(description="Where job records are kept: redis:// or postgresql://.")
     files_url: FilesUrl = Field(description="Where bytes are kept: file:///folder or s3://bucket/prefix.")

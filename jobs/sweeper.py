@@ -18,12 +18,14 @@ from typing import Any
 from jobs import log
 from jobs.dispatch import Bell, open_bell
 from jobs.errors import BrokerUnavailable, FilesFull, FilesUnavailable, StoreUnavailable
+from jobs.exposition import expose
 from jobs.files import Files, open_files
 from jobs.model import Ring
 from jobs.orphans import Orphans
 from jobs.pipeline import Pipelines
 from jobs.settings import Settings, load_or_exit
 from jobs.store import BACK_OFF_MAX_S, JobStore, open_store
+from jobs.sweeper_metrics import Looks, SweepCounts
 
 SWEEP_S = 1.0
 ITEMS = 500  # of one step in one sweep, so that no sweep holds anything up for long
@@ -45,8 +47,17 @@ def back_off(attempt: int) -> float:
 class Sweeper:
     """One sweeper: `sweep` is one round of every step; a step that fails leaves the others alone."""
 
-    def __init__(self, store: JobStore, files: Files, bell: Bell, queues: Iterable[str], settings: Settings) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        files: Files,
+        bell: Bell,
+        queues: Iterable[str],
+        settings: Settings,
+        counts: SweepCounts | None = None,
+    ) -> None:
         self._store, self._files, self._bell = store, files, bell
+        self.counts = counts or SweepCounts()
         self._queues = tuple(queues)
         self._grace_s = 0.0 if "grace" in settings.without else settings.lease_s
         self._without = settings.without
@@ -68,16 +79,23 @@ class Sweeper:
             self._delete,
             self._collect,
         )
-        for step in steps:
-            try:
-                step()
-            except StoreUnavailable as error:
-                logger.warning("store_unavailable", step=step.__name__.strip("_"), error=str(error))
-                return False
-            except (BrokerUnavailable, FilesUnavailable, FilesFull) as error:
-                logger.warning("step_put_off", step=step.__name__.strip("_"), error=str(error))
-            except Exception:  # what breaks one step must not stop the others, nor the sweeper
-                logger.exception("step_broke", step=step.__name__.strip("_"))
+        with self.counts.sweeps.time():
+            return all(self._done(step, step.__name__.strip("_")) for step in steps)
+
+    def _done(self, step: Callable[[], object], name: str) -> bool:
+        """False when the store did not answer: the other steps would wait for it too."""
+        try:
+            step()
+            return True
+        except StoreUnavailable as error:
+            logger.warning("store_unavailable", step=name, error=str(error))
+            self.counts.failed.labels(name).inc()
+            return False
+        except (BrokerUnavailable, FilesUnavailable, FilesFull) as error:
+            logger.warning("step_put_off", step=name, error=str(error))
+        except Exception:  # what breaks one step must not stop the others, nor the sweeper
+            logger.exception("step_broke", step=name)
+        self.counts.failed.labels(name).inc()
         return True
 
     def _ring_due(self) -> None:
@@ -89,11 +107,13 @@ class Sweeper:
         ended = self._store.end_leases(ITEMS, self._grace_s, back_off(0))
         if ended:
             logger.warning("leases_ended", count=len(ended))
+            self.counts.leases.inc(len(ended))
         self._ring("lease_over", [ring for one in ended for ring in one.rings])
 
     def _end_deadlines(self) -> None:
         for job_id in self._store.end_deadlines(ITEMS):
             logger.info("deadline_passed", job_id=job_id)
+            self.counts.deadlines.inc()
 
     def _release(self) -> None:
         """A rate allows more with time alone; the rest is what a job's end could not let in."""
@@ -135,6 +155,7 @@ class Sweeper:
     def _expire(self) -> None:
         if count := self._store.expire(ITEMS):
             logger.info("expired", count=count)
+            self.counts.expired.inc(count)
 
     def _delete(self) -> None:
         """The record let go of these files before, so a crash in between deletes them next time."""
@@ -147,23 +168,37 @@ class Sweeper:
         finally:
             if deleted:
                 self._store.trashed(deleted)
+                self.counts.deleted.inc(len(deleted))
 
     def _collect(self) -> None:
         """What no record ever named, or names no more: not in the trash, so somebody has to look for it."""
         if self._sweeps % COLLECT_EVERY == 0 and (count := self._orphans.step(COLLECT)):
             logger.info("orphans_deleted", count=count)
+            self.counts.deleted.inc(count)
         self._sweeps += 1
 
     def _ring(self, why: str, rings: Sequence[Ring]) -> None:
         if rings:
-            logger.info("rung_again", why=why, count=len(rings), confirmed=self._bell.ring(rings))
+            confirmed = self._bell.ring(rings)
+            logger.info("rung_again", why=why, count=len(rings), confirmed=confirmed)
+            self.counts.repeated.labels(why).inc(confirmed)
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
     """Sweep every second until told to stop."""
     store = open_store(settings.store_url, result_ttl_s=settings.result_ttl_s, without=settings.without)
-    bell = open_bell(settings, store.rung)
-    sweeper = Sweeper(store, open_files(settings.files_url), bell, Pipelines(settings.pipeline_dirs).queues, settings)
+    bell, looking = open_bell(settings, store.rung), open_bell(settings, store.rung)
+    files, queues = open_files(settings.files_url), Pipelines(settings.pipeline_dirs).queues
+    sweeper = Sweeper(store, files, bell, queues, settings)
+    sweeper.counts.registry.register(Looks(store, looking, files, queues))
+    with expose(sweeper.counts.registry, settings):
+        _sweep(sweeper, stop)
+    looking.close()
+    bell.close()
+    store.close()
+
+
+def _sweep(sweeper: Sweeper, stop: threading.Event) -> None:
     pause_s = SWEEP_S
     alive = Path(tempfile.gettempdir()) / "gristmill-sweeper-alive"  # for a container's health check
     while not stop.is_set():
@@ -173,8 +208,6 @@ def run(settings: Settings, stop: threading.Event) -> None:
         pause_s = SWEEP_S if answered else min(pause_s * 2, PAUSE_MAX_S)
         # A little jitter, so that several sweepers do not step on each other's toes each second.
         stop.wait(max(0.0, pause_s * random.uniform(0.9, 1.1) - (time.monotonic() - started)))
-    bell.close()
-    store.close()
 
 
 def main() -> None:

@@ -155,10 +155,16 @@ def _programs(folder: Path, settings: Settings, host: str, queues: Sequence[str]
         return Program(name, (sys.executable, "-m", *argv), {**os.environ, **env}, folder / "logs" / f"{name}.log")
 
     bind = ("-b", f"{host}:{settings.api_port}", "--graceful-timeout", "5", "--no-control-socket")
+
+    def port(number: int) -> dict[str, str]:
+        """METRICS_PORT is the sweeper's, and each worker takes a further one."""
+        return {"METRICS_PORT": str(settings.metrics_port and settings.metrics_port + number)}
+
     yield program("gateway", "gunicorn", "-c", "python:api.gunicorn_conf", *bind, "api.main:app", WEB_CONCURRENCY="2")
-    for queue in queues:
-        yield program(f"worker-{queue}", "celery_worker", "--grace", str(GIVE_BACK_S), QUEUES=queue, WORKER_NAME=queue)
-    yield program("sweeper", "jobs.sweeper")
+    for number, queue in enumerate(queues, start=1):
+        env = {"QUEUES": queue, "WORKER_NAME": queue, **port(number)}
+        yield program(f"worker-{queue}", "celery_worker", "--grace", str(GIVE_BACK_S), **env)
+    yield program("sweeper", "jobs.sweeper", **port(0))
 
 
 def _valkey_answers(url: str) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from jobs.errors import FileMissing, FilesFull, FilesUnavailable
-from jobs.files import ASIDE, CHUNK_BYTES, Stored, check_name, fill
+from jobs.files import ASIDE, CHUNK_BYTES, Space, Stored, check_name, fill
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP})
@@ -110,6 +110,13 @@ class LocalFiles:
             free = os.statvfs(self.root)
             if free.f_bavail * free.f_frsize < SPARE_BYTES:
                 raise FilesFull
+
+    def space(self) -> Space:
+        """Of the file system that the folder lies on, as far as this user may fill it."""
+        with _answers():
+            self.root.mkdir(parents=True, exist_ok=True)
+            found = os.statvfs(self.root)
+            return Space(found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize)
 
     def _aside(self) -> Path:
         """The folder of what is being written."""

@@ -221,4 +221,5 @@ def claim_of(job: Job, row: Row, payload: bytes | None) -> Claim:
         losses=row["losses"],
         deadline=job.deadline,
         family=job.family,
+        waited_s=max(0.0, row["claimed_at"] - row["ready_at"]),
     )

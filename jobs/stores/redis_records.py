@@ -173,8 +173,8 @@ def error_of(text: str | bytes | None) -> JobError | None:
 def claim_of(row: Sequence[bytes | None]) -> Claim:
     """What claiming.lua returns."""
     job_id, s, g, i, fence, token, until, pipeline, plan, params, job_input = (_text(v) for v in row[:11])
-    payload, failures, losses, family = row[11], _text(row[12]), _text(row[13]), _text(row[14])
-    deadline = row[15] if len(row) > 15 else None
+    payload, failures, losses, family, waited = row[11], _text(row[12]), _text(row[13]), _text(row[14]), row[15]
+    deadline = row[16] if len(row) > 16 else None
     return Claim(
         at=PartKey(job_id, int(s), int(g), int(i)),
         fence=int(fence),
@@ -189,6 +189,7 @@ def claim_of(row: Sequence[bytes | None]) -> Claim:
         losses=int(losses),
         deadline=None if deadline is None else float(deadline) / 1000,
         family=family,
+        waited_s=int(waited or 0) / 1000,
     )
 
 

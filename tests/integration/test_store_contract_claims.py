@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -44,6 +45,18 @@ def test_a_claim_makes_the_job_run_and_holds_the_part(store, make_job):
     assert events(store, job) == ["accepted", "running", "stage_started"]
     assert store.events(job.id)[-1].data == {"stage": "a"}
     assert store.counts() == {("echo", Status.RUNNING): 1}
+
+
+def test_a_claim_tells_how_long_its_part_waited(store, make_job):
+    # Given a part that has been ready for a while
+    job = put(store, make_job())
+    time.sleep(0.3)
+    # When it is claimed
+    claim = store.claim(part(job), "worker", "t", 60)
+    # Then the claim tells the same as the record, also when its answer was lost
+    assert claim.waited_s == pytest.approx(store.get(job.id).stages[0].waited_s, abs=0.002)
+    assert 0.3 <= claim.waited_s < 2
+    assert store.claim(part(job), "worker", "t", 60).waited_s == claim.waited_s
 
 
 def test_a_claim_that_is_repeated_is_the_same_claim(store, make_job):

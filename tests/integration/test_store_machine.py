@@ -419,7 +419,7 @@ def _plain(value: Any) -> Any:
             )
             return replace(value, **times, created=0, updated=0, version=0, error=_plain(value.error), stages=stages)
         case Claim():
-            return replace(value, lease_until=0, deadline=value.deadline is not None)
+            return replace(value, lease_until=0, waited_s=0, deadline=value.deadline is not None)
         case Accepted():
             return replace(value, job=_plain(value.job), rings=_plain(list(value.rings)))
         case Ended():

@@ -12,7 +12,9 @@ import pytest
 from jobs.model import Cause, JobError, LogLine
 from jobs.store import JobStore
 from jobs.values import pack
+from tests.gateways import Gateway
 from tests.integration.api.conftest import Worker
+from tests.scraping import scraped
 
 CONTENT = bytes(range(256)) * 10
 
@@ -249,18 +251,24 @@ def test_the_gateway_says_what_it_is_and_how_it_is(client: httpx2.Client) -> Non
     assert all(f'href="{href}"' in page.text for href in hrefs if href != "/")
 
 
-def test_answers_and_jobs_are_counted(client: httpx2.Client, submit: Callable[..., Any]) -> None:
-    def counted() -> dict[str, float]:
-        lines = [line for line in client.get("/metrics").text.splitlines() if not line.startswith("#")]
-        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
-
-    before = counted()
-    submit()
-    after = counted()
-    for name in (
-        'gristmill_requests_total{operation="submit",status="202"}',
-        'gristmill_jobs_accepted_total{pipeline="addition"}',
-        'gristmill_jobs{pipeline="addition",status="accepted"}',
-    ):
-        assert after[name] - before[name] == 1, name
+def test_answers_jobs_and_bytes_are_counted(
+    client: httpx2.Client, submit: Callable[..., Any], worker: Worker, gateway: Gateway
+) -> None:
+    # Given what was counted before
+    before = scraped(f"{gateway.url}/metrics")
+    # When a job is accepted, a file sent in, another one out
+    job = submit()
+    assert client.post("/files", content=b"x" * 1_000, headers={"Content-Type": "video/mp4"}).status_code == 201
+    worker.finish_job(job["id"], {}, (worker.keep(job["id"], "out.bin", b"y" * 3_000, "application/zip"),))
+    assert len(client.get(f"/jobs/{job['id']}/artifacts/out.bin").content) == 3_000
+    # Then all of it was counted
+    after = scraped(f"{gateway.url}/metrics")
+    for name, more in {
+        'gristmill_requests_total{operation="submit",status="202"}': 1,
+        'gristmill_jobs_accepted_total{pipeline="addition"}': 1,
+        'gristmill_jobs{pipeline="addition",status="successful"}': 1,
+        "gristmill_files_received_bytes_total": 1_000,
+        "gristmill_files_sent_bytes_total": 3_000,
+    }.items():
+        assert after[name] - before.get(name, 0) == more, name
     assert after["gristmill_store_up"] == 1
