@@ -35,7 +35,7 @@ from jobs.sweeper import back_off
 
 TICK_S = 0.2  # between two looks at the children
 LOOK_S = 1.0  # a dismissed job is noticed after this, whatever the lease: its worker must be free within 5 s
-STOP_S = 3.0  # a stage has this long to stop at a checkpoint
+STOP_S = 2.5  # a stage has this long to stop at a checkpoint; with a new child its worker is free within 5 s
 YOUNG_S = 180.0  # a child may load models for so long before it takes its first part
 STRANDED = 1_000  # parts that are remembered until the store is told; the others come again
 STOOD_STILL = 70  # the exit code of a worker that ends itself

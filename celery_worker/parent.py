@@ -29,6 +29,7 @@ from jobs.pipeline import Pipeline
 from jobs.settings import Settings
 
 GRACE_S = 60.0
+TURN_S = 0.5  # between two looks of the main loop at its children
 PLACE = "gristmill-worker-"
 
 logger = log.get(__name__)
@@ -146,24 +147,29 @@ def _served(settings: Settings) -> list[tuple[Pipeline, StagePlan]]:
 
 
 def _watched_loop(parent: Parent) -> type:
-    """A bootstep that notes when the main loop turns; while the broker is away it is stopped."""
+    """A bootstep that notes when the main loop turns, and replaces dead children soon; stopped without a broker."""
 
     class WatchedLoop(bootsteps.StartStopStep):
-        """Lets the sign of life stop when the main loop hangs, but not when the broker is away."""
+        """Lets the sign of life stop when the main loop hangs, but not when the broker is away.
+
+        Celery looks for a dead child when its pipe closes, and that may be a moment before it can be waited for; the
+        next look would be up to 5 s later.
+        """
 
         requires = ("celery.worker.consumer.tasks:Tasks",)
 
         def __init__(self, consumer: Any, **options: Any) -> None:
             super().__init__(consumer, **options)
-            self._timer: Any = None
+            self._timers: list[Any] = []
 
         def start(self, consumer: Any) -> None:
             self._turn()
-            self._timer = consumer.timer.call_repeatedly(1.0, self._turn)
+            turns = (self._turn, consumer.pool.maintain_pool)
+            self._timers = [consumer.timer.call_repeatedly(TURN_S, turn) for turn in turns]
 
         def stop(self, consumer: Any) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
+            for timer in self._timers:
+                timer.cancel()
             if parent.heart:
                 parent.heart.looped(None)
 
