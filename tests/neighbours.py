@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -369,8 +370,11 @@ def need(found: Callable[[], object], package: str) -> None:
         return
     if os.geteuid() == 0 and shutil.which("apt-get"):
         quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}  # no service of its own is wanted
-        for words in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", package]):
-            subprocess.run(["apt-get", *words], env=quiet, capture_output=True, timeout=600, check=False)
+        with (Path(tempfile.gettempdir()) / "gristmill-apt.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # apt itself fails while another test's apt is at it
+            for words in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", package]):
+                if not found():
+                    subprocess.run(["apt-get", *words], env=quiet, capture_output=True, timeout=600, check=False)
     if not found():
         raise NeighbourMissing(f"Something is missing that a test needs. This brings it: apt-get install {package}")
 

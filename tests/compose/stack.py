@@ -38,7 +38,10 @@ class Stack:
         self._env_files = (".env", str(env_file or f"docker/env/{servers}.env"))
         self.ports = {
             name: str(free_port())
-            for name in ("API_PORT", "PROXY_TLS_PORT", "RABBITMQ_UI_PORT", "REDISINSIGHT_PORT", "FLOWER_PORT")
+            for name in (
+                *("API_PORT", "PROXY_TLS_PORT", "RABBITMQ_UI_PORT", "REDISINSIGHT_PORT", "FLOWER_PORT"),
+                *("PROMETHEUS_PORT", "GRAFANA_PORT"),
+            )
         }
         self.env = {**self.ports, "FILES_VOLUME": f"{self.project}-files", "WORKER_GRACE_S": "10", **(env or {})}
         self.url = f"http://127.0.0.1:{self.ports['API_PORT']}"

@@ -51,7 +51,7 @@ def test_only_the_proxy_and_the_windows_are_published(file):
     published = {name: service["ports"] for name, service in services(file).items() if "ports" in service}
     # Then no broker or store is among them, and each is bound to the address of .env
     inner = {port.rsplit(":", 1)[1] for ports in published.values() for port in ports}
-    assert inner <= {"8080", "8443", "15672", "5540", "5555"}
+    assert inner <= {"8080", "8443", "15672", "5540", "5555", "9090", "3000"}
     assert all(port.startswith("${PUBLISH_ON?}:") for ports in published.values() for port in ports)
     assert variables(ROOT / ".env")["PUBLISH_ON"] == "127.0.0.1"
 
@@ -122,9 +122,28 @@ def test_broker_and_stores_have_no_way_out_but_for_the_brokers_window():
     # Then the stores are on the inner one alone, and so is whoever publishes nothing and fetches nothing
     out = {name for name, service in STACK.items() if "outside" in service.get("networks", ())}
     assert out == {
-        *("proxy", "rabbitmq", "redisinsight", "flower"),  # windows
+        *("proxy", "rabbitmq", "redisinsight", "flower", "prometheus", "grafana"),  # windows
         *("worker-preprocess", "worker-text", "worker-io"),  # fetch
     }
+
+
+def test_prometheus_finds_every_kind_of_process_and_grafana_comes_only_when_asked_for():
+    # Given what Prometheus asks, by the names and ports of the stack's network
+    told = yaml.safe_load((ROOT / "docker" / "monitoring" / "prometheus.yml").read_text())["scrape_configs"]
+    asked = {(name, one["port"]) for job in told for one in job["dns_sd_configs"] for name in one["names"]}
+    first = int(variables(ROOT / ".env")["METRICS_PORT"])
+    # Then each gateway and sweeper is among it, and each worker, with a port for each of its queues
+    expected = {("api", 3333), ("sweeper", first)}
+    for name, service in STACK.items():
+        if name.startswith("worker-"):
+            assert service["networks"]["inside"]["aliases"] == ["workers"], name
+            queues = service["environment"]["QUEUES"].split(",")
+            expected |= {("workers" if n == 0 else name, first + n) for n in range(len(queues))}
+    assert asked == expected
+    # And nobody gets Grafana, whose licence is AGPL, without naming it
+    started = {name for name, service in STACK.items() if "monitoring" in service.get("profiles", ())}
+    assert (started, STACK["grafana"]["profiles"]) == ({"prometheus"}, ["grafana"])
+    assert variables(ROOT / ".env")["COMPOSE_PROFILES"] == "rabbitmq,redis"
 
 
 def test_an_image_gets_the_models_that_its_pipelines_name(tmp_path):
