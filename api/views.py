@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from jobs.model import Artifact, Event, Job, LogLine, Place, StageState, Status, Upload
+from jobs.model import Artifact, Event, Job, LogLine, Place, Presence, StageState, Status, Upload
 from jobs.pipeline import Pipeline
 
 VERSION = "0.1.0"
@@ -94,6 +95,11 @@ def upload_view(upload: Upload) -> dict[str, Any]:
         "name": upload.name,
         "expires": moment(upload.expires),
     }
+
+
+def worker_view(worker: Presence) -> dict[str, Any]:
+    """A worker that is there."""
+    return asdict(worker)
 
 
 def process_view(pipeline: Pipeline) -> dict[str, Any]:

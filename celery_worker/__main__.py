@@ -50,7 +50,7 @@ def concurrency(queue: str, kind: str) -> int:
     """How many children: one for a GPU, one a core for inference on a CPU, more where they mostly wait."""
     group = queue.split(".")[0]
     if group == "inference":
-        return 1 if kind == "cuda" else devices.cores()
+        return devices.cores() if kind == "cpu" else 1
     return max(4, 2 * devices.cores()) if group == "io" else max(1, devices.cores() // 2)
 
 

@@ -64,6 +64,11 @@ def served(settings: Settings) -> dict[str, Pipeline]:
     }
 
 
+def infers(settings: Settings) -> bool:
+    """Whether it is one of those workers that a GPU is for; nobody else holds on to one."""
+    return any(queue.split(".")[0] == "inference" for queue in settings.queues)
+
+
 def configuration(settings: Settings, device: Device) -> Mapping[str, Any]:
     """Celery's settings, by its names. The reasons are in docs/decisions."""
     queues = [wire_name(queue, settings.queue_type) for queue in settings.queues]
@@ -88,7 +93,7 @@ def configuration(settings: Settings, device: Device) -> Mapping[str, Any]:
         "worker_disable_rate_limits": True,
         "worker_proc_alive_timeout": 180,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
-        "worker_pool_start_method": "spawn" if device.kind == "cuda" else "fork",
+        "worker_pool_start_method": "fork" if device.kind == "cpu" else "spawn",
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
         "worker_send_task_events": settings.flower_events,

@@ -6,12 +6,30 @@ from __future__ import annotations
 # cuBLAS's own names of error 2 and of what follows from it.
 NO_MEMORY = ("failed to allocate memory", "out of memory", "cuda_error_out_of_memory", "alloc_failed")
 
+# CUDA's errors that leave a process without its device; ONNX Runtime puts their number and name in its words.
+NO_DEVICE = (
+    "cuda failure 46",  # cudaErrorDevicesUnavailable
+    "cuda failure 100",  # cudaErrorNoDevice
+    "cuda failure 101",  # cudaErrorInvalidDevice
+    "cuda failure 214",  # cudaErrorECCUncorrectable
+    "cuda failure 700",  # cudaErrorIllegalAddress: the context is of no use any more
+    "cuda failure 719",  # cudaErrorLaunchFailure
+    "cuda failure 999",  # cudaErrorUnknown: what a GPU that fell off its bus answers
+    "no cuda-capable device",
+    "gpu is lost",
+)
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether less at a time may succeed: the host's memory or the device's has ended."""
     if isinstance(error, MemoryError):
         return True
     return any(words in _words(error) for words in NO_MEMORY)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether this process can compute nothing more on its device."""
+    return any(words in _words(error) for words in NO_DEVICE)
 
 
 def _words(error: BaseException) -> str:

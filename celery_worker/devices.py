@@ -1,11 +1,16 @@
-"""Which GPU is mine, how much memory it has, how many cores I may use; the CPU otherwise."""
+"""Which GPU is mine, how much memory it has, whether it is still there, how many cores I may use; the CPU otherwise."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from celery_worker.nvml import session
 from celery_worker.workbench import Device
@@ -14,31 +19,38 @@ from jobs.errors import SettingsInvalid
 CGROUP = Path("/sys/fs/cgroup")
 
 
+# A JSON list of GPUs that stands for this machine's, for tests and for trying things out: models then run on the CPU,
+# and everything says `simulated`.
+LIST = "GRISTMILL_GPU_LIST"
+
+
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as NVML knows it."""
+    """One GPU, or one MIG slice of one, as NVML knows it. `number` is the machine's own of the whole GPU."""
 
     number: int
     uuid: str
     name: str
     memory_bytes: int
+    is_slice: bool = False
 
 
 def find(setting: str = "auto") -> Device:
-    """The device that a setting names: auto, cpu, or the number of a GPU. Raises SettingsInvalid.
+    """The device that a setting names: auto, cpu, the number of a GPU, the UUID of a GPU or a slice.
 
     `auto` takes the first GPU that the process may see and that ONNX Runtime can use, else the CPU. `index` counts
-    the GPUs that CUDA_VISIBLE_DEVICES leaves, `name` has the machine's own number.
+    the GPUs that CUDA_VISIBLE_DEVICES leaves, `name` has the machine's own number. Raises SettingsInvalid.
     """
     if setting == "cpu":
         return cpu()
-    if setting != "auto" and not setting.isdecimal():
-        raise SettingsInvalid(f"DEVICE is {setting!r}: it must be auto, cpu, or the number of a GPU.")
+    if not (setting == "auto" or setting.isdecimal() or setting.startswith(("GPU-", "MIG-"))):
+        raise SettingsInvalid(f"DEVICE is {setting!r}: it must be auto, cpu, the number of a GPU, or a UUID.")
     gpus = _visible(list_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    wanted = [(index, gpu) for index, gpu in enumerate(gpus) if setting in ("auto", str(gpu.number))]
-    if wanted and _runtime_has_cuda():
+    wanted = [(index, gpu) for index, gpu in enumerate(gpus) if setting in ("auto", str(gpu.number), gpu.uuid)]
+    kind = "simulated" if LIST in os.environ else "cuda"
+    if wanted and (kind == "simulated" or _runtime_has_cuda()):
         index, gpu = wanted[0]
-        return Device(f"cuda:{gpu.number} {gpu.name}", "cuda", index, gpu.memory_bytes)
+        return Device(f"{kind}:{gpu.number} {gpu.name}", kind, index, gpu.memory_bytes, uuid=gpu.uuid)
     if setting == "auto":
         return cpu()
     raise SettingsInvalid(f"DEVICE is {setting}, but there is no such GPU, or ONNX Runtime has no CUDA here.")
@@ -51,12 +63,26 @@ def cpu() -> Device:
 
 def pin(device: Device) -> Device:
     """Let this process and its children see that GPU only; call it before anything touches CUDA."""
-    if device.kind != "cuda":
+    if device.kind == "cpu":
         return device
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-    visible = _visible(list_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible[device.index].uuid
+    os.environ["CUDA_VISIBLE_DEVICES"] = device.uuid
     return replace(device, index=0)
+
+
+def is_there(device: Device) -> bool:
+    """Whether the device still answers: a GPU may fall off its bus, or be taken away."""
+    return device.kind == "cpu" or device.uuid in {gpu.uuid for gpu in list_gpus()}
+
+
+def used_bytes(device: Device) -> int:
+    """How much memory is taken now: of the whole GPU; on a CPU by this process."""
+    if device.kind == "cuda":
+        with session() as nvml, suppress(Exception):
+            if nvml is not None:
+                return int(nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByUUID(device.uuid)).used)
+        return 0
+    return int(psutil.Process().memory_info().rss)
 
 
 def cores() -> int:
@@ -66,20 +92,44 @@ def cores() -> int:
 
 
 def list_gpus() -> list[Gpu]:
-    """Every NVIDIA GPU of this machine; none without the driver."""
+    """Every NVIDIA GPU of this machine that answers, a divided one as its slices; none without the driver."""
+    if LIST in os.environ:
+        return [Gpu(**one) for one in json.loads(Path(os.environ[LIST]).read_text())]
     with session() as nvml:
         if nvml is None:
             return []
-        handles = [nvml.nvmlDeviceGetHandleByIndex(n) for n in range(nvml.nvmlDeviceGetCount())]
-        return [
-            Gpu(
-                number=number,
-                uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
-                name=_text(nvml.nvmlDeviceGetName(handle)),
-                memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
-            )
-            for number, handle in enumerate(handles)
-        ]
+        found: list[Gpu] = []
+        for number in range(nvml.nvmlDeviceGetCount()):
+            with suppress(nvml.NVMLError):  # lost, or not ours: the others are there
+                found += _of_handle(nvml, number, nvml.nvmlDeviceGetHandleByIndex(number))
+        return found
+
+
+def _of_handle(nvml: Any, number: int, handle: Any) -> list[Gpu]:
+    """A whole GPU, or the slices of one that is divided."""
+    slices = []
+    for n in range(_most_slices(nvml, handle)):
+        with suppress(nvml.NVMLError_NotFound):
+            slices.append(nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, n))
+    return [
+        Gpu(
+            number=number,
+            uuid=_text(nvml.nvmlDeviceGetUUID(one)),
+            name=_text(nvml.nvmlDeviceGetName(one)),
+            memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(one).total),
+            is_slice=bool(slices),
+        )
+        for one in slices or [handle]
+    ]
+
+
+def _most_slices(nvml: Any, handle: Any) -> int:
+    """How many MIG slices a GPU may have now; 0 where it is whole, or cannot be divided."""
+    try:
+        current, _ = nvml.nvmlDeviceGetMigMode(handle)
+        return int(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)) if current else 0
+    except nvml.NVMLError:
+        return 0
 
 
 def _visible(gpus: list[Gpu], setting: str | None) -> list[Gpu]:

@@ -8,9 +8,11 @@ takes too much memory, and ends the lease of a child that died, with its cause, 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections import deque
@@ -22,28 +24,46 @@ from pathlib import Path
 import psutil
 from celery.worker import state
 
-from celery_worker.line import Exchange, Hello, Holds, Loaded, Progress, Released, Rung, Stop, Waits, words
+from celery_worker.device_watch import DeviceWatch
+from celery_worker.line import (
+    DeviceLost,
+    Exchange,
+    Hello,
+    Holds,
+    Loaded,
+    Progress,
+    Ready,
+    Released,
+    Rung,
+    Stop,
+    Waits,
+    words,
+)
 from celery_worker.metrics import WorkerCounts
 from celery_worker.watchdog import Signs, Watchdog
+from celery_worker.workbench import Device
 from jobs import log
 from jobs.dispatch import Bell, open_bell
 from jobs.errors import ClaimLost, StoreUnavailable
-from jobs.model import Cause, Claim, JobError, PartKey, Ring, Standing
+from jobs.model import Cause, Claim, JobError, PartKey, Presence, Ring, Standing
 from jobs.settings import Settings
 from jobs.store import JobStore, open_store
 from jobs.sweeper import back_off
 
+ANNOUNCE_S, PRESENT_S = 5.0, 15.0  # how often a worker says that it is there, and how long each word holds
 TICK_S = 0.2  # between two looks at the children
 LOOK_S = 1.0  # a dismissed job is noticed after this, whatever the lease: its worker must be free within 5 s
 STOP_S = 2.5  # a stage has this long to stop at a checkpoint; with a new child its worker is free within 5 s
 YOUNG_S = 180.0  # a child may load models for so long before it takes its first part
 STRANDED = 1_000  # parts that are remembered until the store is told; the others come again
 STOOD_STILL = 70  # the exit code of a worker that ends itself
+DEVICE_GONE = 71  # ... and of one whose device vanished
 MIB = 1_048_576
 
 BROKE = JobError("stage-broke", "The stage broke.")
 WORKER_LOST = JobError("worker-lost", "The worker's process died while it ran the part.")
 TIME_LIMIT = JobError("time-limit", "The stage ran out of its time.")
+DEVICE_LOST = JobError("worker-lost", "The worker's device vanished.")
 OUT_OF_MEMORY = JobError("out-of-memory", "The stage took more memory than it may.")
 GIVEN_BACK = JobError("worker-lost", "The worker was shut down before the part was finished.")
 
@@ -83,12 +103,18 @@ class Child:
     scratch: str = ""
     holds: dict[str, Hold] = field(default_factory=dict)
     verdict: tuple[str, Cause, JobError] | None = None
+    ready: Ready | None = None  # what it found out before its first claim
 
 
 class Heart:
     """The thread that does all this, with a connection to the store of its own."""
 
-    def __init__(self, settings: Settings, workplace: Path, counts: WorkerCounts, *, grace_s: float = 60.0) -> None:
+    def __init__(
+        self, settings: Settings, workplace: Path, device: Device, counts: WorkerCounts, *, grace_s: float = 60.0
+    ) -> None:
+        self._device, self._name = device, f"{socket.gethostname()}:{os.getpid()}"
+        self._announced = -math.inf
+        self._watched = DeviceWatch(device)
         self._settings, self._workplace, self._counts, self._grace_s = settings, workplace, counts, grace_s
         self._exchange = Exchange(workplace / "line")
         self._children: list[Child] = []
@@ -165,17 +191,20 @@ class Heart:
             self._watch(child, now)
         if now >= self._patient_at:
             self._tell()
+            self._announce(now)
             if "heartbeat" not in self._settings.without:
                 self._renew(now)
+        if self._watched.is_gone:
+            self._end_worker("device vanished", DEVICE_GONE)
         if self._give_back_at is None:
             holds = sum(len(child.holds) for child in self._children)
             young = sum(now < child.young_until for child in self._children)
             if why := self._dog.verdict(now, self._looped, holds, young):
                 self._end_worker(why)
 
-    def _end_worker(self, why: str) -> None:
+    def _end_worker(self, why: str, code: int = STOOD_STILL) -> None:
         """Whoever supervises the worker starts it anew; what its children hold is given back before."""
-        logger.error("worker_stands_still", why=why)
+        logger.error("worker_ends_itself", why=why, device=self._device.name)
         for child in self._children:
             for token in list(child.holds)[:1]:
                 self._kill(child, token, Cause.GIVEN_BACK, GIVEN_BACK)
@@ -184,7 +213,9 @@ class Heart:
                 os.kill(child.pid, signal.SIGKILL)
             with contextlib.suppress(StoreUnavailable):
                 self._bury(child)
-        os._exit(STOOD_STILL)
+        with contextlib.suppress(StoreUnavailable):
+            self._leave()
+        os._exit(code)
 
     def _last_tick(self) -> None:
         self._tick()
@@ -193,6 +224,11 @@ class Heart:
                 self._kill(child, next(iter(child.holds)), Cause.GIVEN_BACK, GIVEN_BACK)
                 child.connection.close()
                 self._bury(child)
+        self._leave()
+
+    def _leave(self) -> None:
+        """It does not wait to be missed."""
+        self._store.announce(Presence(self._name, self._device.name, self._settings.queues), 0.0)
 
     def _touch(self, now: float) -> None:
         """The sign of life that a health check looks at. A broker's outage is none of its business."""
@@ -218,8 +254,12 @@ class Heart:
                         self._counts.loaded(word)
                     case Rung(rings):
                         self._rung += rings
+                    case DeviceLost():
+                        self._watched.is_gone = True
                     case Hello(pid, scratch):
                         child.pid, child.scratch = pid, scratch
+                    case Ready():
+                        child.ready, self._announced = word, -math.inf
         except (EOFError, OSError):
             return False
         return True
@@ -253,6 +293,25 @@ class Heart:
             self._store.strand(stranded)
             for _ in stranded:
                 self._stranded.popleft()
+
+    def _announce(self, now: float) -> None:
+        """This worker is there, with as many children as are ready."""
+        if now - self._announced < ANNOUNCE_S:
+            return
+        ready = [child.ready for child in self._children if child.ready]
+        self._store.announce(
+            Presence(
+                name=self._name,
+                device=self._device.name,
+                queues=self._settings.queues,
+                children=len(ready),
+                batches=dict(ready[-1].batches) if ready else {},
+                models=dict(ready[-1].models) if ready else {},
+                memory_bytes=self._device.memory_bytes,
+            ),
+            PRESENT_S,
+        )
+        self._announced = now
 
     def _renew(self, now: float) -> None:
         """One round trip for all claims that are a beat old."""

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -29,6 +29,14 @@ class Hello:
 
     pid: int
     scratch: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The child has loaded its models and measured its batches; see `jobs.model.Presence`."""
+
+    batches: Mapping[str, int]
+    models: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,11 @@ class Rung:
 
 
 @dataclass(frozen=True)
+class DeviceLost:
+    """The child can compute nothing more on its device."""
+
+
+@dataclass(frozen=True)
 class Stop:
     """The parent's only word: leave that part at the next checkpoint."""
 
@@ -111,6 +124,10 @@ class ChildLine:
         self._ended: dict[str, tuple[str, int]] = {}
         self._lock = threading.Lock()
         self._say(Hello(os.getpid(), str(scratch)))
+
+    def ready(self, batches: Mapping[str, int], models: Mapping[str, int]) -> None:
+        """Tell what was found out before the first claim, or since."""
+        self._say(Ready(batches, models))
 
     def hold(self, claim: Claim) -> None:
         """Ask the parent to renew a claim. What it does not need stays here: params may have a megabyte."""
@@ -149,6 +166,10 @@ class ChildLine:
     def loaded(self, model: str, seconds: float) -> None:
         """Tell how long a model took to load."""
         self._say(Loaded(model, seconds))
+
+    def device_lost(self) -> None:
+        """The worker must leave its queue."""
+        self._say(DeviceLost())
 
     def rung(self, rings: Sequence[Ring]) -> None:
         """Let the parent record confirms, for all its children in one go."""

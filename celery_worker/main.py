@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from dataclasses import replace
 
 from celery_worker import devices
-from celery_worker.app import create_app
+from celery_worker.app import create_app, infers
 from celery_worker.models import Models
 from celery_worker.parent import Parent, models_of_queues
 from celery_worker.workbench import Device
@@ -19,9 +21,14 @@ from jobs.settings import Settings, load_or_exit
 
 def device_of(settings: Settings) -> Device:
     """The device of the settings for those who infer; nobody else holds on to a GPU."""
-    if any(queue.split(".")[0] == "inference" for queue in settings.queues):
-        return devices.pin(devices.find(settings.device))
-    return devices.cpu()
+    if not infers(settings):
+        return devices.cpu()
+    if devices.LIST in os.environ and settings.environment == "production":
+        raise SettingsInvalid(f"{devices.LIST} names GPUs that are none, which production refuses.")
+    found = devices.pin(devices.find(settings.device))
+    if found.kind != "cpu" and settings.gpu_memory_mb:
+        found = replace(found, memory_bytes=min(found.memory_bytes, settings.gpu_memory_mb << 20))
+    return found
 
 
 settings = load_or_exit()

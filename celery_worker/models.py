@@ -6,14 +6,22 @@ import hashlib
 import importlib.util
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from celery_worker.devices import used_bytes
 from celery_worker.workbench import Device
+from jobs import log
 from jobs.errors import ModelBroken
+
+SHARE = 0.9  # of a device's memory may be taken by models; the rest is for what a call needs, and for the runtime
+GUESS = 4  # times its file's size is what a model is thought to take until that is measured
+
+logger = log.get(__name__)
 
 FIELDS = frozenset({"title", "file", "sha256", "licence", "source", "labels", "package", "contract"})
 REQUIRED = frozenset({"title", "file", "sha256", "licence", "source"})
@@ -23,11 +31,19 @@ class Models:
     """The models of one folder, on one device. Raises ModelBroken with a sentence that says what to mend."""
 
     def __init__(
-        self, models_dir: str | Path, device: Device, loaded: Callable[[str, float], None] = lambda name, seconds: None
+        self,
+        models_dir: str | Path,
+        device: Device,
+        loaded: Callable[[str, float], None] = lambda name, seconds: None,
+        used: Callable[[], int] | None = None,
     ) -> None:
+        """`used` tells how many bytes of the device's memory are taken now; by default the device is asked."""
         self.folder = Path(models_dir)
         self.device = device
+        self.taken: dict[str, int] = {}  # bytes of memory by loaded model, as measured
         self._told = loaded  # gets a model's name and the seconds that it took to load
+        self._used = used or (lambda: used_bytes(device))
+        self._measured: dict[str, int] = {}  # also of those that had to go
         self._entries: Mapping[str, Mapping[str, Any]] | None = None
         self._verified: set[Path] = set()
         self._loaded: dict[str, Any] = {}
@@ -59,14 +75,21 @@ class Models:
     def load(self, name: str) -> Any:
         """An ONNX file as an `onnxruntime.InferenceSession`, loaded once; its `labels` are the names of its classes.
 
-        Of any other kind of file (weights of our own, a tokenizer) the path.
+        Of any other kind of file (weights of our own, a tokenizer) the path. On a GPU those that were not used for
+        longest make room for it.
         """
         with self._lock:
-            if name not in self._loaded:
-                began = time.monotonic()
-                is_onnx = self._entry(name)["file"].endswith(".onnx")
-                self._loaded[name] = self._session(name) if is_onnx else self.find(name)
-                self._told(name, time.monotonic() - began)
+            if name in self._loaded:
+                self._loaded[name] = self._loaded.pop(name)  # the one that was used last stands last
+                return self._loaded[name]
+            began = time.monotonic()
+            if self._entry(name)["file"].endswith(".onnx"):
+                self._make_room(name)
+                with self._measuring(name):
+                    self._loaded[name] = self._session(name)
+            else:
+                self._loaded[name] = self.find(name)
+            self._told(name, time.monotonic() - began)
             return self._loaded[name]
 
     def warm_up(self, names: Iterable[str]) -> None:
@@ -81,7 +104,28 @@ class Models:
                 given.name: np.zeros([n if isinstance(n, int) else 1 for n in given.shape], _dtype(given.type))
                 for given in session.get_inputs()
             }
-            session.run(None, zeros)
+            with self._measuring(name):
+                session.run(None, zeros)
+
+    def _make_room(self, name: str) -> None:
+        """How many models fit is what was measured of each; of one that was never loaded, a guess by its file."""
+        if self.device.kind == "cpu":
+            return
+        need = self._measured.get(name) or GUESS * self.find(name).stat().st_size
+        most = int(self.device.memory_bytes * SHARE)
+        for other in [loaded for loaded in self._loaded if loaded in self.taken]:
+            if sum(self.taken.values()) + need <= most:
+                return
+            logger.info("model_unloaded", model=other, memory_bytes=self.taken[other], makes_room_for=name)
+            del self._loaded[other], self.taken[other]
+
+    @contextmanager
+    def _measuring(self, name: str) -> Iterator[None]:
+        """What happens inside takes memory for this model."""
+        before = self._used()
+        yield
+        self.taken[name] = self.taken.get(name, 0) + max(0, self._used() - before)
+        self._measured[name] = self.taken[name]
 
     def _session(self, name: str) -> Any:
         # Imported late: a worker without models needs no runtime, and a GPU must be pinned before.

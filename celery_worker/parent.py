@@ -15,7 +15,7 @@ from typing import Any
 from celery import Celery, bootsteps, signals
 
 from celery_worker import nvml, runtime, stages
-from celery_worker.app import served
+from celery_worker.app import infers, served
 from celery_worker.batch import Form, forms_of
 from celery_worker.heartbeat import Heart
 from celery_worker.letters import dead_letters
@@ -77,7 +77,7 @@ class Parent:
         counts = WorkerCounts(self._settings.queues, self._device, self._gpus)
         if self._settings.metrics_port:
             self._exposition = Exposition(counts.registry, self._settings.metrics_host, self._settings.metrics_port)
-        self._heart = Heart(self._settings, self.workplace, counts, grace_s=self.grace_s)
+        self._heart = Heart(self._settings, self.workplace, self._device, counts, grace_s=self.grace_s)
         self._heart.start()
         atexit.register(self._close)
         logger.info("worker_started", queues=self._settings.queues, device=self._device.name)
@@ -112,6 +112,7 @@ class Parent:
             for warm_up in warm_ups_of_queues(self._settings):
                 warm_up()
             made.measure(forms_of_queues(self._settings))
+            made.tell()
             runtime.start(made)
         except Exception:
             # Celery logs what a receiver raises and goes on; a child that is not ready must not take work.
@@ -122,7 +123,8 @@ class Parent:
 
 def models_of_queues(settings: Settings) -> list[str]:
     """The models that the stages of these queues want warmed up."""
-    return [name for pipeline, stage in _served(settings) for name in stages.models_of(pipeline).get(stage.name, ())]
+    named = [name for pipeline, stage in _served(settings) for name in stages.models_of(pipeline).get(stage.name, ())]
+    return list(dict.fromkeys((*named, *(settings.warm_models if infers(settings) else ()))))
 
 
 def warm_ups_of_queues(settings: Settings) -> list[Callable[[], None]]:

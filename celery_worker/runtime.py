@@ -7,9 +7,12 @@ MemoryError would end the worker's main process, and an exception that cannot be
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import socket
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -23,10 +26,10 @@ from celery.exceptions import Reject
 
 from celery_worker.attempt import Attempt, Broken, Done, Outcome
 from celery_worker.batch import Batch, Form, measured
-from celery_worker.device_errors import is_out_of_memory
+from celery_worker.device_errors import is_device_lost, is_out_of_memory
 from celery_worker.fetch import Terms
 from celery_worker.hands import JobLog, WorkerHands, clean, insist
-from celery_worker.heartbeat import BROKE, GIVEN_BACK, OUT_OF_MEMORY
+from celery_worker.heartbeat import BROKE, DEVICE_LOST, GIVEN_BACK, OUT_OF_MEMORY
 from celery_worker.inputs import Inputs, Names
 from celery_worker.line import ChildLine
 from celery_worker.models import Models
@@ -54,6 +57,8 @@ from jobs.store import JobStore, open_store
 from jobs.sweeper import back_off
 from jobs.values import ValueTooLarge
 
+SHUN_S = 10.0  # so long a part that ran out of this device's memory is left to others
+REMEMBERED = 1_000  # of them
 CLAIM_S = 10.0  # without a store for so long, the signature goes back to its queue
 DETAIL_CHARS = 1_000
 FILES_AWAY_S = 5.0  # a full disk is no fault of the part, and costs it no attempt: it is tried again and again
@@ -89,12 +94,17 @@ class Runtime:
         self._terms = Terms(allowed(settings.allowed_hosts), settings.max_upload_bytes, settings.max_fetch_s)
         self._beside = ThreadPoolExecutor(1, "beside")
         self.models = Models(settings.models_dir, device, self._line.loaded)
+        self._too_large = OrderedDict[PartKey, float]()  # parts that ran out of this device's memory, and when
         self.batches: dict[str, Batch] = {}  # by task; what is not in it takes one input at a time
 
     def measure(self, forms: Iterable[Form]) -> None:
         """Find out what batch each stage takes on this device. After its models are warm."""
         for form in forms:
             self.batches[form.task] = measured(form, self.models.load, self._settings.max_batch)
+
+    def tell(self) -> None:
+        """Let the parent say what this child can do."""
+        self._line.ready({task: batch.size for task, batch in self.batches.items()}, self.models.taken)
 
     @cached_property
     def _pipelines(self) -> Pipelines:
@@ -105,6 +115,9 @@ class Runtime:
 
         Returns when Celery may acknowledge.
         """
+        if self._shuns(at):
+            self._store.strand([at])
+            return
         claim = self._claim(at)
         batch = self.batches.get(task)
         if batch is not None and batch.takes_several:
@@ -113,6 +126,10 @@ class Runtime:
             logger.debug("nothing_to_claim", job_id=at.job_id, number=at.stage, index=at.index)
         else:
             self._alone(claim, stage, batch)
+
+    def _shuns(self, at: PartKey) -> bool:
+        """Whether a part ran out of this device's memory a moment ago: another device may take it meanwhile."""
+        return time.monotonic() - self._too_large.get(at, -math.inf) < SHUN_S
 
     def _claim(self, at: PartKey) -> Claim | None:
         token = uuid4().hex
@@ -128,6 +145,7 @@ class Runtime:
     def _alone(self, claim: Claim, stage: Stage, batch: Batch | None) -> None:
         """One part by itself; less at a time when memory ends, for as long as there is anything to lessen."""
         attempt = self.hold(claim)
+        size = batch.size if batch else 1
         with _bound(claim):
             while True:
                 outcome: Outcome
@@ -136,6 +154,8 @@ class Runtime:
                 except BaseException as error:  # noqa: BLE001 - also SystemExit: nothing of a stage may reach Celery
                     if batch is not None and is_out_of_memory(error) and batch.halve():
                         continue
+                    if batch is not None and is_out_of_memory(error):
+                        batch.size = size  # the part is too large, not the batch
                     outcome = Broken(error)
                 break
         self.end(attempt, outcome)
@@ -145,11 +165,18 @@ class Runtime:
     def claim_more(self, like: Claim, count: int) -> list[Claim]:
         """Further ready parts like that one. Raises StoreUnavailable."""
         tokens = [uuid4().hex for _ in range(count)]
-        return insist(
+        found = insist(
             lambda: self._store.claim_more(like, self._worker, tokens, self._settings.lease_s, self._device.name),
             nullcontext(),
             within_s=CLAIM_S,
         )
+        for claim in found:
+            if self._shuns(claim.at):
+                self._line.hold(claim)
+                with suppress(ClaimLost):
+                    self._fail(claim, Verdict(Cause.GIVEN_BACK, OUT_OF_MEMORY, delay_s=1.0))
+                self._line.release(claim)
+        return [claim for claim in found if not self._shuns(claim.at)]
 
     def hold(self, claim: Claim, scratch: Path | None = None) -> Attempt:
         """Let the parent renew it, and make its place of work."""
@@ -241,9 +268,18 @@ class Runtime:
                 return Verdict(Cause.FAILURE, JobError("stage-broke", _text(error)))
             case Dismissed() if self._line.must_stop(claim):
                 return Verdict(Cause.GIVEN_BACK, GIVEN_BACK, delay_s=0.0)
-            case MemoryError():
+            case _ if is_out_of_memory(error):
                 logger.warning("stage_out_of_memory", exc_info=error)
+                if self._device.kind != "cpu" and claim.at not in self._too_large:
+                    self._too_large[claim.at] = time.monotonic()
+                    if len(self._too_large) > REMEMBERED:
+                        self._too_large.popitem(last=False)
+                    return Verdict(Cause.GIVEN_BACK, OUT_OF_MEMORY, delay_s=0.0)
                 return Verdict(Cause.FAILURE, OUT_OF_MEMORY)
+            case _ if self._device.kind != "cpu" and is_device_lost(error):
+                logger.error("device_lost", device=self._device.name, exc_info=error)
+                self._line.device_lost()
+                return Verdict(Cause.GIVEN_BACK, DEVICE_LOST, delay_s=0.0)
             case FilesUnavailable() | FilesFull():
                 logger.error("files_away", exc_info=error)
                 return Verdict(Cause.GIVEN_BACK, FILES_AWAY, delay_s=FILES_AWAY_S * random.uniform(0.5, 1.5))

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from celery_worker.attempt import Attempt, Broken, Done, Outcome
 from celery_worker.batch import Batch, packs
-from celery_worker.device_errors import is_out_of_memory
+from celery_worker.device_errors import is_device_lost, is_out_of_memory
 from celery_worker.stages import Stage
 from celery_worker.workbench import Dismissed
 from jobs import log
@@ -52,7 +52,7 @@ class Turn:
             while held:
                 self._batch.had_company = len(held) > 1
                 for pack in self._packed(held):
-                    self._settle(self._looked(pack))
+                    self._settle(self._looked(pack, self._batch.size))
                 held = self._gather([]) if time.monotonic() < until else []
         finally:
             self._settled()
@@ -96,8 +96,11 @@ class Turn:
                 self._desk.wait(held[number].claim, True)
         return [[held[number] for number in pack] for pack in found]
 
-    def _looked(self, pack: Sequence[Attempt]) -> list[tuple[Attempt, Outcome]]:
-        """One call; if it breaks, its halves. So what is poisonous is found, and what is too much is made less."""
+    def _looked(self, pack: Sequence[Attempt], size: int) -> list[tuple[Attempt, Outcome]]:
+        """One call; if it breaks, its halves. So what is poisonous is found, and what is too much is made less.
+
+        `size` is the batch's at the beginning.
+        """
         if not pack:
             return []
         try:
@@ -107,13 +110,19 @@ class Turn:
             if ended:
                 # Now, not with the rest: the parent kills whoever does not let go of a dismissed part in time.
                 self._settle([(one, Broken(Dismissed())) for one in ended])
-                return self._looked([one for one in pack if one not in ended])
+                return self._looked([one for one in pack if one not in ended], size)
+            if is_device_lost(error):
+                return [(one, Broken(error)) for one in pack]
             halved = is_out_of_memory(error) and self._batch.halve()
+            if len(pack) == 1 and halved:
+                return self._looked(pack, size)
             if len(pack) == 1:
-                return self._looked(pack) if halved else [(pack[0], Broken(error))]
+                if is_out_of_memory(error):
+                    self._batch.size = size  # the part is too large, not the batch
+                return [(pack[0], Broken(error))]
             logger.warning("batch_bisected", task=self._batch.form.task, parts=len(pack), error=type(error).__name__)
             middle = len(pack) // 2
-            return self._looked(pack[:middle]) + self._looked(pack[middle:])
+            return self._looked(pack[:middle], size) + self._looked(pack[middle:], size)
 
     def _call(self, pack: Sequence[Attempt]) -> Sequence[Any]:
         begun = [one.begin() for one in pack]

@@ -22,10 +22,11 @@ class Device:
     """What a stage computes on. `name` stands in the job's record: `cpu`, or `cuda:0 NVIDIA ...`."""
 
     name: str
-    kind: str  # cpu, cuda
+    kind: str  # cpu, cuda, simulated
     index: int = 0
     memory_bytes: int = 0
     threads: int = 1
+    uuid: str = ""  # of a GPU or a slice
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -285,6 +285,28 @@ class Emitted:
 
     rings: tuple[Ring, ...] = ()
     full: bool = False
+
+
+@dataclass(frozen=True)
+class Presence:
+    """A worker that is there: on which host and device, what it serves, and what each of its children found out.
+
+    `batches` has the inputs to a call by task, `models` the bytes of the device's memory that each loaded model took.
+    """
+
+    name: str
+    device: str
+    queues: tuple[str, ...]
+    children: int = 0
+    batches: Mapping[str, int] = field(default_factory=dict)
+    models: Mapping[str, int] = field(default_factory=dict)
+    memory_bytes: int = 0
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Presence:
+        """From a store's JSON. What a newer version says besides is passed over."""
+        known = {one.name: told[one.name] for one in fields(cls) if one.name in told}
+        return cls(**{**known, "queues": tuple(told["queues"])})
 
 
 class Cause(StrEnum):

@@ -83,7 +83,11 @@ class Settings(BaseSettings):
         ("celery_worker/pipelines",), description="Folders of pipelines, by commas."
     )
     models_dir: Path = Field(Path("models"), description="Where models.yaml and the models are.")
-    device: str = Field("auto", description="auto, cpu, or the number of a GPU.")
+    device: str = Field("auto", description="auto, cpu, the number of a GPU, or the UUID of a GPU or a MIG slice.")
+    gpu_memory_mb: int = Field(0, ge=0, description="What a worker may count on of its GPU's memory; 0: all of it.")
+    warm_models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Models that are loaded before the first claim, beside those that the stages name; by commas."
+    )
     max_batch: int = Field(
         64, ge=1, description="Most inputs of one call of a model; fewer where measuring says so. 1: one at a time."
     )
@@ -116,7 +120,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _split(cls, values: dict[str, object]) -> dict[str, object]:
-        for name in ("queues", "pipeline_dirs", "allowed_hosts", "without"):
+        for name in ("queues", "pipeline_dirs", "warm_models", "allowed_hosts", "without"):
             if name in values:
                 values[name] = _names(values[name])
         return values

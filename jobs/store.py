@@ -45,6 +45,7 @@ from jobs.model import (
     Page,
     PartKey,
     Place,
+    Presence,
     Pressure,
     Ring,
     Standing,
@@ -331,6 +332,14 @@ class JobStore(Protocol):
         A hint, not a promise: a change may be missed while the connection is renewed, so readers look for themselves
         now and then. Closing the iterator frees its connection.
         """
+        ...
+
+    def announce(self, worker: Presence, ttl_s: float) -> None:
+        """A worker is there, until it says so again or `ttl_s` is over; 0: it leaves."""
+        ...
+
+    def workers(self) -> list[Presence]:
+        """The workers that are there, by name."""
         ...
 
     def counts(self) -> dict[tuple[str, Status], int]:

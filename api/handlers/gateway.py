@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 import flask
@@ -10,7 +11,7 @@ import flask
 from api import metrics, views
 from api.handlers import reply
 from api.services import services
-from jobs.errors import JobsError
+from jobs.errors import JobsError, StoreUnavailable
 
 LINKS = (
     ("/ui/", "service-doc", "text/html", "Try every operation (Swagger UI)"),
@@ -52,8 +53,13 @@ def getReadiness() -> flask.Response:
 
 
 def getVersion() -> flask.Response:
-    """What runs here."""
-    return reply({"name": "gristmill", "version": views.VERSION, "pipelines": list(services().names)})
+    """What runs here, and on what. The gateway's part is told without a store too."""
+    found = services()
+    workers = None
+    with suppress(StoreUnavailable):
+        workers = [views.worker_view(one) for one in found.store.workers()]
+    told = {"name": "gristmill", "version": views.VERSION, "pipelines": list(found.names), "workers": workers}
+    return reply(told)
 
 
 def getMetrics() -> flask.Response:

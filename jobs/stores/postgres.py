@@ -36,6 +36,7 @@ from jobs.model import (
     Page,
     PartKey,
     Place,
+    Presence,
     Pressure,
     Ring,
     Standing,
@@ -321,6 +322,12 @@ class PostgresStore:
             except (StoreUnavailable, psycopg2.Error, OSError):
                 yield None
                 time.sleep(timeout_s)
+
+    def announce(self, worker: Presence, ttl_s: float) -> None:
+        self._db.write(lambda link: looks.announce(link, worker, ttl_s))
+
+    def workers(self) -> list[Presence]:
+        return self._db.read(looks.present)
 
     def counts(self) -> dict[tuple[str, Status], int]:
         return self._db.read(sweep.counts)

@@ -1,14 +1,18 @@
-"""Looks at the records in Postgres: what is dead, what waits for long, whose files are needed."""
+"""Looks at Postgres: what is dead, what waits for long, whose files are needed, which workers are there."""
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, func, select
+import json
+from dataclasses import asdict
+
+from sqlalchemy import Connection, delete, func, select
+from sqlalchemy.dialects.postgresql import insert as upsert
 
 from jobs.errors import JobNotFound
-from jobs.model import DeadPart, JobError, PartKey, Status
+from jobs.model import DeadPart, JobError, PartKey, Presence, Status
 from jobs.stores import postgres_rows as rows
 from jobs.stores.postgres_held import CLOCK
-from jobs.stores.postgres_schema import DEAD, DONE, LEASED, RUNG, UNRUNG, jobs, parts
+from jobs.stores.postgres_schema import DEAD, DONE, LEASED, RUNG, UNRUNG, jobs, parts, workers
 
 LOOK = 10  # dead parts that are looked at for each that may be listed
 
@@ -47,3 +51,19 @@ def needed(link: Connection, job_id: str) -> frozenset[tuple[PartKey, int]] | No
     keeps = [DONE] if Status(status).is_final else [DONE, LEASED]
     found = select(parts).where(parts.c.job_id == job_id, parts.c.state.in_(keeps))
     return frozenset((rows.key_of(row), row["fence"]) for row in link.execute(found).mappings())
+
+
+def announce(link: Connection, worker: Presence, ttl_s: float) -> None:
+    """A worker is there for so long; 0: it leaves."""
+    mine = upsert(workers).values(name=worker.name, until=CLOCK + ttl_s, told=json.dumps(asdict(worker)))
+    change = {"until": mine.excluded.until, "told": mine.excluded.told}
+    link.execute(mine.on_conflict_do_update(index_elements=["name"], set_=change))
+    # Those that another worker is just removing are passed over.
+    gone = select(workers.c.name).where(workers.c.until <= CLOCK).with_for_update(skip_locked=True)
+    link.execute(delete(workers).where(workers.c.name.in_(gone)))
+
+
+def present(link: Connection) -> list[Presence]:
+    """The workers that are there, by name."""
+    found = link.scalars(select(workers.c.told).where(workers.c.until > CLOCK).order_by(workers.c.name))
+    return [Presence.of(json.loads(text)) for text in found]

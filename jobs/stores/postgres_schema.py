@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
-VERSION = "0002"  # the newest migration; the store refuses a database with another one
+VERSION = "0003"  # the newest migration; the store refuses a database with another one
 
 # A part's state. `held` is a job's first that its pipeline's limits hold back; `waiting` is outside the window;
 # `halted` is what a job's end leaves of a part that was not over.
@@ -257,3 +257,12 @@ Index("trash_oldest", trash.c.since)
 
 # When a queue last got rings by deficit, so that many sweepers give them once a second.
 guards = Table("guards", tables, Column("queue", Name, primary_key=True), Column("at", Double, nullable=False))
+
+# Workers that are there, until when, and what they say of themselves.
+workers = Table(
+    "workers",
+    tables,
+    Column("name", Name, primary_key=True),
+    Column("until", Double, nullable=False),
+    Column("told", Text, nullable=False),
+)

@@ -42,6 +42,7 @@ from jobs.model import (
     Page,
     PartKey,
     Place,
+    Presence,
     Pressure,
     Ring,
     Standing,
@@ -339,6 +340,16 @@ class RedisStore:
             except redis.RedisError:
                 yield None
                 time.sleep(timeout_s)
+
+    def announce(self, worker: Presence, ttl_s: float) -> None:
+        self._link.run("announce", worker.name, records.dumps(asdict(worker)), int(ttl_s * 1000))
+
+    def workers(self) -> list[Presence]:
+        with answering():
+            seconds, us = self._link.client.time()
+            until = dict(self._link.client.zrangebyscore("workers", seconds * 1000 + us / 1000, "inf", withscores=True))
+            told = self._link.client.hmget("workers:told", sorted(until)) if until else []
+        return [Presence.of(json.loads(text)) for text in told if text]
 
     def counts(self) -> dict[tuple[str, Status], int]:
         with answering():

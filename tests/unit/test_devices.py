@@ -16,6 +16,7 @@ def two_gpus(monkeypatch):
     """A machine with two GPUs and a runtime that can use them."""
     monkeypatch.setattr(devices, "list_gpus", lambda: GPUS)
     monkeypatch.setattr(devices, "_runtime_has_cuda", lambda: True)
+    monkeypatch.delenv(devices.LIST, raising=False)
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
         monkeypatch.setenv(name, "")  # so that both are put back afterwards
         monkeypatch.delenv(name)
@@ -38,6 +39,17 @@ def test_auto_takes_the_first_gpu_and_a_number_takes_that_one(two_gpus):
 def test_auto_takes_the_cpu_where_the_runtime_has_no_cuda(two_gpus, monkeypatch):
     monkeypatch.setattr(devices, "_runtime_has_cuda", lambda: False)
     assert devices.find("auto").name == "cpu"
+
+
+def test_a_uuid_takes_that_gpu(two_gpus):
+    assert devices.find("GPU-bbbb").name == "cuda:1 NVIDIA L4"
+
+
+def test_a_device_is_there_for_as_long_as_it_is_listed(two_gpus, monkeypatch):
+    device = devices.find("1")
+    assert (devices.is_there(device), devices.is_there(devices.cpu())) == (True, True)
+    monkeypatch.setattr(devices, "list_gpus", lambda: GPUS[:1])
+    assert (devices.is_there(device), devices.is_there(devices.cpu())) == (False, True)
 
 
 @pytest.mark.parametrize("setting", ["gpu", "-1", "cuda:0", "", "2"])

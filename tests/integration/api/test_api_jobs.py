@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import httpx2
 import pytest
 
-from jobs.model import Cause, JobError, LogLine
+from jobs.model import Cause, JobError, LogLine, Presence
 from jobs.store import JobStore
 from jobs.values import pack
 from tests.gateways import Gateway
@@ -237,6 +238,16 @@ def test_pipelines_are_described_with_the_schema_of_their_params(
     assert clip["input"] == {"required": True, "takes": {"file": ["video/*"], "files": ["video/*"]}}
     assert clip["params"]["properties"]["fps"]["default"] == 5
     refused(client.get("/processes/nope"), 404, "pipeline-not-found")
+
+
+def test_the_version_lists_the_workers_that_are_there(client: httpx2.Client, records: JobStore) -> None:
+    # Given a worker on a GPU
+    worker = Presence("host:7", "cuda:0 NVIDIA L4", ("inference",), 1, {"video.inference": 16}, {"detector": 5}, 9)
+    records.announce(worker, 60)
+    # Then the gateway shows it with its device, until it leaves
+    assert client.get("/version").json()["workers"] == [{**asdict(worker), "queues": ["inference"]}]
+    records.announce(worker, 0)
+    assert client.get("/version").json()["workers"] == []
 
 
 def test_the_gateway_says_what_it_is_and_how_it_is(client: httpx2.Client) -> None:

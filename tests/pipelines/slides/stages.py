@@ -46,6 +46,10 @@ def _call(benches):
         raise ValueError("the shapes differ")
     if "too_large" in hows and benches[0].batch > MEMORY:
         raise RuntimeError("Failed to allocate memory for requested buffer of size 4294967296")
+    if "hog" in hows and benches[0].device.name.startswith("simulated:0"):
+        raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
+    if "lost" in hows and benches[0].device.kind == "simulated":
+        raise RuntimeError("CUDA failure 999: unknown error ; GPU=0")
     time.sleep(CALL_S + INPUT_S * len(benches))
     for bench in benches:
         until = time.monotonic() + bench.params["seconds"]
@@ -54,4 +58,7 @@ def _call(benches):
             time.sleep(0.01)
         (bench.scratch / "note").write_text(bench.key)
         bench.log.info("looked with %d", len(benches))
-    return [{"key": bench.key, "together": len(benches), "pid": os.getpid()} for bench in benches]
+    return [
+        {"key": bench.key, "together": len(benches), "pid": os.getpid(), "sees": os.environ.get("CUDA_VISIBLE_DEVICES")}
+        for bench in benches
+    ]
