@@ -14,7 +14,7 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 class Web:
     """`with Web({"/a": body_of(b"...")}) as web`: serves these paths at `web.url`; `web.asked` are their requests."""
 
-    def __init__(self, pages: Mapping[str, Answer], tls: Any = None) -> None:
+    def __init__(self, pages: Mapping[str, Answer], tls: Any = None, address: str = "127.0.0.1", port: int = 0) -> None:
         self.asked: list[tuple[str, Mapping[str, str]]] = []
         web = self
 
@@ -28,7 +28,7 @@ class Web:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((address, port), Handler)
         self._server.daemon_threads = True
         self._tls = tls
         if tls:
@@ -37,7 +37,7 @@ class Web:
 
     @property
     def host(self) -> str:
-        return f"127.0.0.1:{self._server.server_port}"
+        return f"{self._server.server_address[0]!s}:{self._server.server_port}"
 
     @property
     def port(self) -> int:
