@@ -18,6 +18,7 @@ from jobs.errors import BadInput
 MAX_PAGES = 200
 MAX_CHARACTERS = 1_000_000  # 200 pages of 5,000
 MAX_BYTES = 104_857_600
+MAX_TEXT_BYTES = 4 * (MAX_CHARACTERS + 1)  # no charset takes more for a character; and the mark at the beginning
 READ_S = 120.0
 NOT_TEXT = "The file is neither text nor HTML nor PDF."
 TICK_S = 0.1
@@ -47,6 +48,8 @@ def read_file(path: Path, tick: Callable[[], None]) -> Text:
         raise BadInput(f"The document is larger than {MAX_BYTES} bytes.")
     kind = kind_of(path)
     if kind == "text":
+        if path.stat().st_size > MAX_TEXT_BYTES:  # before its charset is looked for, which takes longer than reading
+            raise BadInput(f"The document has more than {MAX_CHARACTERS} characters of text; no more are read.")
         try:
             return read_text(decode(path.read_bytes()))
         except NotText:

@@ -1,7 +1,12 @@
 """What a document's text is, whatever the document is made of."""
 
 import io
+import signal
+import subprocess
+import sys
 import time
+import zipfile
+import zlib
 
 import pytest
 from pypdf import PdfReader, PdfWriter
@@ -113,6 +118,74 @@ def test_200_pages_are_read_and_201_are_not(tmp_path):
 def test_a_text_that_is_too_long_is_refused():
     with pytest.raises(BadInput, match="1000001 characters"):
         read_text("a " * 500_000 + "b")
+
+
+def test_a_file_that_is_too_large_is_refused_unread(tmp_path):
+    # Given files without an end in sight, of which only the first bytes are there
+    for head, told in (
+        (b"%PDF-1.7\n", "The document is larger than 104857600 bytes."),
+        (b"A word. ", "The document has more than 1000000 characters of text; no more are read."),
+    ):
+        (tmp_path / "large").write_bytes(head)
+        with (tmp_path / "large").open("r+b") as file:
+            file.truncate(104_857_601 if head.startswith(b"%") else 90_000_000)
+        # Then that is said at once
+        began = time.process_time()
+        with pytest.raises(BadInput) as refused:
+            read_file(tmp_path / "large", lambda: None)
+        assert str(refused.value) == told
+        assert time.process_time() - began < 0.5
+
+
+def test_a_page_and_a_pdf_with_too_much_text_are_refused(tmp_path):
+    page = b"<html><body>" + b"<p>word word word</p>" * 70_000
+    assert refusal(tmp_path, page) == "The page has more than 1000000 characters of text."
+    paper = pdf(["\n".join(["word " * 20] * 60)] * 190)
+    assert refusal(tmp_path, paper) == "The PDF has more than 1000000 characters of text."
+
+
+def test_a_pdf_that_unpacks_without_end_is_refused(tmp_path):
+    # Given a page of 1.6 MB that unpacks to 300 MB
+    bomb = zlib.compress(b"(x) Tj " * 43_000_000, 1)
+    paper = assembled(
+        {
+            1: b"<< /Type /Catalog /Pages 2 0 R >>",
+            2: b"<< /Type /Pages /Count 1 /Kids [3 0 R] >>",
+            3: b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 9 9] /Contents 4 0 R >>",
+            4: b"<< /Length %d /Filter /FlateDecode >>\nstream\n%s\nendstream" % (len(bomb), bomb),
+        }
+    )
+    assert len(paper) < 3_000_000
+    # Then the parser stops there, and what is left has no text
+    assert refusal(tmp_path, paper).startswith("There is no text in the document.")
+
+
+@pytest.mark.parametrize("name", ["letter.docx", "letter.odt"])
+def test_an_office_document_is_refused(tmp_path, name):
+    # Given a zip of text
+    with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("content.xml", bytes(1 << 20))
+    assert refusal(tmp_path, (tmp_path / name).read_bytes()) == "The file is neither text nor HTML nor PDF."
+
+
+@pytest.mark.parametrize(
+    ("limit", "greed", "ends"),
+    [
+        ("MEMORY_BYTES = 500_000_000", "len(bytearray(1 << 31))", lambda code: code == 1),
+        ("READ_S = 1.0", "max(iter(int, 1))", lambda code: code == -signal.SIGXCPU),
+    ],
+)
+def test_the_parser_s_process_has_limits_of_its_own(tmp_path, limit, greed, ends):
+    # Given a parser that takes two gigabytes, or never ends
+    code = "from celery_worker.pipelines.document import parse as p\n"
+    code += f"p.{limit}\np.html = lambda _: {greed}\np.main(['html', 'x'])"
+    (tmp_path / "x").write_bytes(b"")
+    # Then it is its own kernel's limits that end it
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(read.ROOT)}, capture_output=True, timeout=60
+    )
+    assert ends(ended.returncode), ended.stderr[-300:]
+    assert ended.returncode < 0 or b"MemoryError" in ended.stderr
 
 
 def test_an_encrypted_pdf_is_refused_and_one_without_a_password_is_read(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pyproj
 from affine import Affine
 
+from celery_worker.confined import confined
 from celery_worker.pipelines.features import indices
 from celery_worker.pipelines.features.boxes import objects
 from celery_worker.pipelines.features.components import Areas
@@ -27,6 +28,7 @@ from celery_worker.workbench import Workbench
 from jobs.errors import BadInput
 
 
+@confined
 def preprocess(bench: Workbench, given: Mapping[str, Any]) -> dict[str, Any]:
     """Check the picture by its header, then cut it into tiles that overlap as far as their filters look."""
     began, waited = perf_counter(), 0.0

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from celery_worker.confined import confined
 from celery_worker.pipelines.video import track
 from celery_worker.pipelines.video.annotations import Seen, as_coco, as_csv, as_lines, as_mot
 from celery_worker.pipelines.video.decode import sampling
@@ -31,6 +32,7 @@ WARM_UP = {"postprocess": track.warm_up}
 PERSON = "person"
 
 
+@confined
 def preprocess(bench: Workbench, given: Mapping[str, Any]) -> dict[str, Any]:
     """Bring each source to a constant rate and the model's size; emit segments while still decoding."""
     clock, counter = Clock(), Counter()
@@ -77,6 +79,7 @@ def inference_batch(benches: Sequence[Workbench], segments: Sequence[Mapping[str
     ]
 
 
+@confined
 def postprocess(bench: Workbench, segments: list[dict[str, Any]]) -> dict[str, Any]:
     """Follow objects across the segments of each source, picture them, and count."""
     clock = Clock()

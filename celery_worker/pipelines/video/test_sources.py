@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import struct
 import zipfile
 import zlib
@@ -125,6 +126,19 @@ def test_parts_of_all_sources_are_counted_together(street, tmp_path, monkeypatch
     assert refusal_of_many(archive, tmp_path).startswith("2.png: The video gives more than 2 segments")
 
 
+def test_a_job_takes_so_many_sources_and_frames_and_no_more(street, tmp_path, monkeypatch):
+    from celery_worker.pipelines.video import split
+
+    # Given a zip with more pictures than a job may have, and a clip with more frames
+    monkeypatch.setattr(sources, "MAX_SOURCES", 2)
+    monkeypatch.setattr(split, "MAX_FRAMES", 5)
+    archive = zip_of(tmp_path / "a.zip", {f"{n}.png": png(street[:40, :40]) for n in range(3)})
+    assert refusal_of_many(archive, tmp_path) == "There are more than 2 pictures and videos."
+    clip = clips.write(tmp_path / "a.mp4", clips.counting(12), fps=10)
+    with pytest.raises(BadInput, match="gives more than 5 frames: lower fps"):
+        run(FOLDER, {"fps": 10, "outputs": ["detections"]}, [clip], folder=tmp_path / "clip")
+
+
 def refusal_of_many(path, tmp_path):
     with pytest.raises(BadInput) as refused:
         run(FOLDER, ONLY_LINES, [path], folder=tmp_path / "run")
@@ -198,9 +212,32 @@ def test_a_picture_that_unpacks_to_too_many_pixels_is_refused_by_its_header(tmp_
     head = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, body) for kind, body in ((b"IHDR", head), (b"IDAT", packed)))
     (tmp_path / "a.png").write_bytes(data + _chunk(b"IEND", b""))
+    Image.init()  # some formats draw pictures of their own when they are first looked for
     # Then no pixel of it is decoded
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("a pixel was decoded"))
     assert "40000 x 40000 pixels" in refusal(tmp_path / "a.png", tmp_path)
+
+
+def test_a_picture_s_remark_that_unpacks_without_end_is_refused(street, tmp_path):
+    # Given a small picture with a packed remark of 300 MB
+    squeeze, whole = zlib.compressobj(9), png(street[:40, :40])
+    packed = b"".join(squeeze.compress(bytes(1_000_000)) for _ in range(300)) + squeeze.flush()
+    (tmp_path / "a.png").write_bytes(whole[:33] + _chunk(b"zTXt", b"Comment\0\0" + packed) + whole[33:])
+    # Then it is one refused picture, and the remark was never unpacked
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert refusal(tmp_path / "a.png", tmp_path) == "The picture is cut off or damaged."
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+def test_a_picture_takes_no_more_memory_than_a_stage_may_have(tmp_path):
+    # Given a picture that its header lets through, and a stage that may have less than it would take
+    Image.new("RGB", (8_000, 8_000)).save(tmp_path / "a.png", compress_level=1)
+    few = Limits(max_pixels=67_108_864, max_memory_mb=1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Then it is refused the memory, whoever asks for it
+    with pytest.raises(MemoryError):
+        run(FOLDER, ONLY_LINES, [tmp_path / "a.png"], folder=tmp_path / "run", limits=few)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000
 
 
 def _chunk(kind, body):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from celery_worker.hypertext import MAX_LINKS, Page
 from celery_worker.pipelines.wordcount import crawl
 from celery_worker.pipelines.wordcount.crawl import normal
 from celery_worker.pipelines.wordcount.words import language_of, words_of
@@ -218,6 +219,24 @@ def test_a_site_that_does_not_want_us_or_cannot_say_is_left_alone(robots, error,
 def test_a_site_without_rules_may_be_read(robots):
     with Web({"/robots.txt": robots, "/": html("open")}) as web:
         assert counted(web)["words"] == 1
+
+
+def test_dead_links_do_not_keep_a_crawl_for_ever(monkeypatch):
+    # Given a page with more dead links than requests may be made for the two pages that are asked for
+    monkeypatch.setattr(crawl, "SKIPPED", 5)
+    dead = [f"/gone{n}" for n in range(40)]
+    with Web({"/": html(links(*dead)), **{each: status(404) for each in dead}}) as web:
+        result = counted(web, depth=1, pages=2)
+    # Then it ends, and says how much was left; of what was left out so many are listed
+    assert (result["requests"], result["pages"], result["left"]) == (16, 1, 26)
+    assert len(result["skipped"]) == 5
+
+
+def test_a_page_s_links_and_words_are_bounded():
+    page = Page("<html><body>" + links(*(f"/{n}" for n in range(MAX_LINKS + 500))) + "</body></html>")
+    assert len(page.links) == MAX_LINKS
+    assert words_of("word " + "x" * 61 + " y" * 3) == {"word": 1, "y": 3}
+    assert normal("http://example.org/" + "a" * 2_000) is None
 
 
 @pytest.mark.parametrize(
