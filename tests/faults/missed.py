@@ -124,7 +124,7 @@ def child_killed(scene: Scene) -> None:
 @missed("heartbeat", 4)
 def long_part(scene: Scene) -> None:
     """A part takes longer than a lease."""
-    with scene.load(2, body=lambda name: _job(name, nap=2.5 * LEASE_S, parts=1)) as load:
+    with scene.load(1, body=lambda name: _job(name, nap=1.7 * LEASE_S, parts=1)) as load:  # in each of three stages
         load.wait()
     account = scene.settle(GONE_S)
     scene.expect("executions beyond the need", account.executions - account.needed, most=0)
