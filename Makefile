@@ -8,9 +8,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 E ?= rabbitmq-redis
-COMPOSE = docker compose --env-file .env $(if $(wildcard secrets.env),--env-file secrets.env) --env-file docker/env/$(E).env
+COMPOSE = docker compose --env-file .env $(if $(wildcard secrets.env),--env-file secrets.env) --env-file docker/env/$(E).env $(if $(wildcard docker-compose.gpus.yml),-f docker-compose.yml -f docker-compose.gpus.yml)
 
-.PHONY: help venv lock lint format test demo up down secrets acceptance examples bench-document bench-overhead bench-growth bench-video bench-batching bench-features faults faults-red docs clean
+.PHONY: help venv lock lint format test demo gpu up down secrets acceptance examples bench-document bench-overhead bench-growth bench-video bench-batching bench-features faults faults-red docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
@@ -58,6 +58,9 @@ endif
 
 demo: $(VENV)/.installed ## See a real video go through the whole pipeline on this machine
 	@$(BIN)/python -m gristmill.demo
+
+gpu: $(VENV)/.installed ## Write docker-compose.gpus.yml: one inference service for each GPU or MIG slice of this machine
+	$(BIN)/python -m celery_worker.gpus
 
 up: ## Start the stack in containers and wait until it is healthy; E=rabbitmq-postgres or redis-postgres
 	$(COMPOSE) up -d --build --wait

@@ -22,6 +22,7 @@ CGROUP = Path("/sys/fs/cgroup")
 # A JSON list of GPUs that stands for this machine's, for tests and for trying things out: models then run on the CPU,
 # and everything says `simulated`.
 LIST = "GRISTMILL_GPU_LIST"
+UUID_CHARS = 12  # `GPU-` and the first of its groups
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ def find(setting: str = "auto") -> Device:
     kind = "simulated" if LIST in os.environ else "cuda"
     if wanted and (kind == "simulated" or _runtime_has_cuda()):
         index, gpu = wanted[0]
-        return Device(f"{kind}:{gpu.number} {gpu.name}", kind, index, gpu.memory_bytes, uuid=gpu.uuid)
+        # In a container every GPU is number 0: the first letters of its UUID tell which one it is.
+        return Device(
+            f"{kind}:{gpu.number} {gpu.name} {gpu.uuid[:UUID_CHARS]}", kind, index, gpu.memory_bytes, uuid=gpu.uuid
+        )
     if setting == "auto":
         return cpu()
     raise SettingsInvalid(f"DEVICE is {setting}, but there is no such GPU, or ONNX Runtime has no CUDA here.")

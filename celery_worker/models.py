@@ -138,6 +138,8 @@ class Models:
         options.log_severity_level = 3
         providers: list[Any] = ["CPUExecutionProvider"]
         if self.device.kind == "cuda":
+            # CUDA's libraries come as wheels: they are found in their packages, not by the loader's path.
+            onnxruntime.preload_dlls()
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": self.device.index}))
         try:
             session = onnxruntime.InferenceSession(file, options, providers=providers)

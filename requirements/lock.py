@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / "requirements"
 PIPELINES = sorted(ROOT.glob("celery_worker/pipelines/*/requirements.in"))
 DEV = HERE / "dev.in"  # everything at once: the images take the versions that were tested together
-LOCKS = (DEV, HERE / "api.in", HERE / "worker.in", HERE / "flower.in", *PIPELINES, HERE / "uv.in")
+LOCKS = (DEV, HERE / "api.in", HERE / "worker.in", HERE / "flower.in", HERE / "gpu.in", *PIPELINES, HERE / "uv.in")
 SIGN = "# made from sha256 "
 
 

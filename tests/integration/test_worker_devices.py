@@ -15,7 +15,7 @@ GPUS = [
     {"number": 0, "uuid": "GPU-aaaa", "name": "NVIDIA L4", "memory_bytes": 24 << 30},
     {"number": 1, "uuid": "MIG-bbbb", "name": "NVIDIA H100 1g.10gb", "memory_bytes": 10 << 30, "is_slice": True},
 ]
-L4, SLICE = "simulated:0 NVIDIA L4", "simulated:1 NVIDIA H100 1g.10gb"
+L4, SLICE = "simulated:0 NVIDIA L4 GPU-aaaa", "simulated:1 NVIDIA H100 1g.10gb MIG-bbbb"
 
 
 @pytest.fixture

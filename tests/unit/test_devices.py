@@ -31,8 +31,8 @@ def test_the_cpu_is_always_there():
 
 def test_auto_takes_the_first_gpu_and_a_number_takes_that_one(two_gpus):
     assert [(d.name, d.kind, d.index) for d in (devices.find("auto"), devices.find("1"))] == [
-        ("cuda:0 NVIDIA H200", "cuda", 0),
-        ("cuda:1 NVIDIA L4", "cuda", 1),
+        ("cuda:0 NVIDIA H200 GPU-aaaa", "cuda", 0),
+        ("cuda:1 NVIDIA L4 GPU-bbbb", "cuda", 1),
     ]
 
 
@@ -42,7 +42,7 @@ def test_auto_takes_the_cpu_where_the_runtime_has_no_cuda(two_gpus, monkeypatch)
 
 
 def test_a_uuid_takes_that_gpu(two_gpus):
-    assert devices.find("GPU-bbbb").name == "cuda:1 NVIDIA L4"
+    assert devices.find("GPU-bbbb").name == "cuda:1 NVIDIA L4 GPU-bbbb"
 
 
 def test_a_device_is_there_for_as_long_as_it_is_listed(two_gpus, monkeypatch):
@@ -60,14 +60,14 @@ def test_a_device_that_is_not_there_is_refused(two_gpus, setting):
 
 def test_a_hidden_gpu_is_not_taken(two_gpus, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert (devices.find("auto").name, devices.find("auto").index) == ("cuda:1 NVIDIA L4", 0)
+    assert (devices.find("auto").name, devices.find("auto").index) == ("cuda:1 NVIDIA L4 GPU-bbbb", 0)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert devices.find("auto").name == "cpu"
 
 
 def test_a_pinned_process_and_its_children_see_that_gpu_only(two_gpus):
     pinned = devices.pin(devices.find("1"))
-    assert (pinned.name, pinned.index) == ("cuda:1 NVIDIA L4", 0)
+    assert (pinned.name, pinned.index) == ("cuda:1 NVIDIA L4 GPU-bbbb", 0)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-bbbb"
     assert devices.find("auto") == pinned
     assert devices.find("1") == pinned
