@@ -1,6 +1,6 @@
 """How well `document` tells sentiment, entities and categories, on what it was not fitted to: `make bench-document`.
 
-Sentences that people rated, of documents that the training never saw; passages of our own that the category's two
+Sentences that people rated, of documents that the training never saw; passages of our own that the category's
 numbers were not fitted on; and a page of our own, labelled by hand.
 """
 
@@ -97,12 +97,8 @@ def of_categories(models: Models, encoder: vectors.Encoder) -> list[str]:
     held_out = passages("held-out")
     names = [*category.DEFAULTS, category.OTHER]
     head = category.Head.load(models.load(category.HEAD))
-    nearer = category.distances(
-        encoder([one.text for one in held_out]),
-        encoder(list(category.DEFAULTS.values())),
-        encoder(head.background),
-    )
-    found = category.probabilities(nearer, head.slope, head.bias)
+    chunks, categories = encoder([one.text for one in held_out]), encoder(list(category.DEFAULTS.values()))
+    found = category.judge(chunks, categories, encoder(head.background), head)
     true = np.array([names.index(one.topic) for one in held_out])
     right = found.argmax(axis=1) == true
     other = true == len(names) - 1

@@ -1,7 +1,7 @@
 """Fits category-head.json: `python -m models.train_category`, from the repository's root; a minute on one core.
 
-Two numbers, a slope and a bias, are chosen so that the labelled passages of topics.tsv are as likely as can be; with
-so few of either, nothing is learned by heart. The passages are the background too.
+Three numbers, a slope, a bias and a weight, are chosen so that the labelled passages of topics.tsv are as likely as
+can be; with so few of either, nothing is learned by heart. The passages are the background too.
 """
 
 from __future__ import annotations
@@ -19,31 +19,33 @@ from celery_worker.models import Models
 from celery_worker.pipelines.document import category, vectors
 
 HERE = Path(__file__).parent
-FOLDS = 6
 
 
 def main() -> int:
     """Fit; write the head beside this file."""
     models = Models(HERE, devices.cpu())
     encode = vectors.Encoder(models.load(vectors.MODEL), models.load(vectors.TOKENIZER))
-    fit = passages("fit")
+    fit = sorted(passages("fit"), key=lambda one: one.topic == category.OTHER)  # the head knows the last of them
     names = [*category.DEFAULTS, category.OTHER]
     true = np.array([names.index(one.topic) for one in fit])
     texts = [one.text for one in fit]
     found = encode(texts)
     categories = encode(list(category.DEFAULTS.values()))
-    fold = np.arange(len(texts)) % FOLDS
-    nearer = np.zeros((len(texts), len(categories)))
-    for each in range(FOLDS):  # a passage is no part of its own background, as a document never is
-        nearer[fold == each] = category.distances(found[fold == each], categories, found[fold != each])
+    everyday = sum(one.topic == category.OTHER for one in fit)
+    nearer, homely = np.zeros((len(texts), len(categories))), np.zeros(len(texts))
+    for n in range(len(texts)):  # a passage is no part of its own background, as a document never is
+        others, left = np.delete(found, n, axis=0), everyday - (fit[n].topic == category.OTHER)
+        nearer[n] = category.distances(found[n : n + 1], categories, others)
+        homely[n] = category.homeliness(found[n : n + 1], others, left)[0]
 
     def unlikeliness(numbers: np.ndarray) -> float:
-        return float(-np.log(category.probabilities(nearer, *numbers)[np.arange(len(true)), true]).mean())
+        return float(-np.log(category.probabilities(nearer, homely, *numbers)[np.arange(len(true)), true]).mean())
 
-    slope, bias = minimize(unlikeliness, [3.0, -4.0], method="Nelder-Mead").x
-    head = {"slope": round(float(slope), 3), "bias": round(float(bias), 3), "background": texts}
+    slope, bias, weight = numbers = minimize(unlikeliness, [3.0, -4.0, 1.0], method="Nelder-Mead").x
+    named = {"slope": slope, "bias": bias, "weight": weight}
+    head = {name: round(float(value), 3) for name, value in named.items()} | {"everyday": everyday, "background": texts}
     (HERE / "category-head.json").write_text(json.dumps(head, indent=1, ensure_ascii=False) + "\n")
-    print(f"slope {slope:.3f}, bias {bias:.3f}, mean log loss {unlikeliness(np.array([slope, bias])):.3f}")
+    print(f"slope {slope:.3f}, bias {bias:.3f}, weight {weight:.3f}, mean log loss {unlikeliness(numbers):.3f}")
     return 0
 
 

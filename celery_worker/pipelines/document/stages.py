@@ -142,12 +142,8 @@ def _category(bench: Workbench, document: Mapping[str, Any]) -> dict[str, Any]:
     texts = _texts(document, "chunks")
     encode = _encoder(bench)
     head = category.Head.load(bench.model(category.HEAD))
-    nearer = category.distances(
-        encode(texts, lambda done: bench.progress(done, len(texts))),
-        encode(list(asked.values())),
-        _background(encode, head),
-    )
-    found = category.probabilities(nearer, head.slope, head.bias)
+    chunks = encode(texts, lambda done: bench.progress(done, len(texts)))
+    found = category.judge(chunks, encode(list(asked.values())), _background(encode, head), head)
     return {"categories": category.shares(found, [len(text) for text in texts], list(asked))}
 
 

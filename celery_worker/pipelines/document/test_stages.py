@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from celery_worker.pipelines.document import sentences, sentiment
+from celery_worker.pipelines.document import category, sentences, sentiment
 from celery_worker.pipelines.document.papers import pdf
 from celery_worker.pipelines.document.sentences import chunks_of, language_of, sentences_of
 from celery_worker.testing import run
@@ -87,6 +88,20 @@ def test_a_caller_s_own_categories_replace_ours(tmp_path):
 def test_what_is_about_nothing_known_is_other():
     text = "Dear Anna, thank you for the parcel. The socks fit, and our cat sleeps on the printer every morning."
     assert run(FOLDER, input={"text": text}).result["categories"][0]["category"] == "other"
+
+
+def test_what_is_near_to_everyday_passages_is_rather_other():
+    # Given a background whose last passages are of one kind, and two chunks as near to the one category as each other
+    rng = np.random.default_rng(1)
+    passages = rng.normal(size=(40, 16))
+    passages[30:, :2] += (0, 4)
+    background = passages / np.linalg.norm(passages, axis=1, keepdims=True)
+    chunks, categories = np.eye(16)[[1, 2]], np.eye(16)[[0]]
+    head = category.Head(slope=2.0, bias=-1.0, weight=1.5, background=(), everyday=10)
+    # When they are judged, Then the one that is like those passages is the one that is about nothing known
+    homely, strange = category.judge(chunks, categories, background, head)[:, -1]
+    assert homely > 0.95 > 0.6 > strange
+    assert category.homeliness(background, background, 10)[30:].min() > category.homeliness(chunks[1:], background, 10)
 
 
 def test_another_language_is_told_and_not_guessed_at():
