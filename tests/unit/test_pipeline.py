@@ -212,6 +212,13 @@ def test_a_violation_does_not_repeat_a_long_value(pipeline):
 
 
 @pytest.mark.parametrize("name", list(OURS))
+def test_each_pipeline_is_one_folder_with_all_that_belongs_to_it(name):
+    files = {"pipeline.yaml", "stages.py", "example.json", "answer.json", "test_stages.py", "README.md"}
+    assert files | {"requirements.in", "requirements.txt"} <= {file.name for file in OURS[name].folder.iterdir()}
+    assert name == "addition" or (ROOT / "docs" / "pipelines" / f"{name}.md").exists()
+
+
+@pytest.mark.parametrize("name", list(OURS))
 def test_the_example_of_each_pipeline_passes_its_schema(name):
     example = OURS[name].example
     assert example["pipeline"] == name
