@@ -41,7 +41,7 @@ def disks_full(scene: Scene) -> None:
             load.reached(fraction)
             began = time.monotonic()
             with filled(folder):
-                _press(store, until=began + FULL_S)
+                _press(store if folder == store.folder else None, until=began + FULL_S)
             full.append((began, time.monotonic()))
             scene.recovered_after(full[-1][1])
     account = scene.settle()
@@ -58,13 +58,16 @@ def disks_full(scene: Scene) -> None:
     scene.expect("failed", len(account.failed), most=0)
 
 
-def _press(store: Server, until: float) -> None:
-    """Wait; meanwhile Postgres, which has room in files that it made before, is brought to the next of its log."""
+def _press(full: Server | None, until: float) -> None:
+    """Wait; meanwhile a full Postgres, which has room in files that it made before, is brought to the next of its log.
+
+    Each switch takes 16 MiB: one with room would be filled by them.
+    """
     while time.monotonic() < until:
         time.sleep(1.0)
         with contextlib.suppress(psycopg2.Error):
-            if isinstance(store, Postgres):
-                link = psycopg2.connect(store.url, connect_timeout=2)
+            if isinstance(full, Postgres):
+                link = psycopg2.connect(full.url, connect_timeout=2)
                 with contextlib.closing(link), link.cursor() as cursor:
                     cursor.execute("SELECT pg_switch_wal()")
 
