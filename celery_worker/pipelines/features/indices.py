@@ -1,4 +1,4 @@
-"""Masks by spectral indices. Each pixel's answer depends on its neighbours within HALO, and on nothing else of a tile.
+"""Masks by spectral indices. Each pixel's answer depends on its neighbours within a class's reach, and on no tile.
 
 A plane has a byte for each pixel: 0 where the class is not, else how sure it is, 1 to 255. Thresholds are the same for
 the whole picture: relative to a tile they would shred what is larger than one.
@@ -22,7 +22,7 @@ BLUR, BLUR_REACH = 1.5, 6
 TEXTURE, TEXTURE_REACH = 2.5, 10
 TOP_HAT = 31  # pixels: what is broader is no roof or road, it is the ground
 CLEAN_REACH = 4  # opening and closing by 3 x 3
-HALO = 48  # at least the longest way: blur, two passes of the top hat, cleaning
+PLAIN_REACH = BLUR_REACH + CLEAN_REACH
 
 CANOPY_TEXTURE = 0.20  # deviation from the mean of the neighbourhood, as a share of it
 BRIGHT, BRIGHT_NDVI = 0.20, 0.10
@@ -131,12 +131,16 @@ def _bright(scene: Scene) -> Plane:
 
 @dataclass(frozen=True)
 class Index:
-    """A class that needs no model. `sizes`: what is smaller or larger, in m², is something else."""
+    """A class that needs no model. `sizes`: what is smaller or larger, in m², is something else.
+
+    `reach`: how far around a pixel its answer looks.
+    """
 
     name: str
     plane: Callable[[Scene], Plane]
     needs: Sequence[Sequence[str]]  # one of these sets of bands
     sizes: tuple[float, float | None] = (0.0, None)
+    reach: int = PLAIN_REACH
 
 
 # In the class map a later one hides an earlier one.
@@ -144,10 +148,10 @@ INDICES = {
     index.name: index
     for index in (
         Index("vegetation", _vegetation, (("red", "nir"), RGB)),
-        Index("bright-impervious", _bright, (("red", "nir"), RGB)),
+        Index("bright-impervious", _bright, (("red", "nir"), RGB), reach=PLAIN_REACH + TOP_HAT - 1),
         Index("water", _water, (("green", "nir"),)),
         Index("pool", _pool, (RGB,), (8.0, 400.0)),
-        Index("canopy", _canopy, (("red", "nir"), RGB)),
+        Index("canopy", _canopy, (("red", "nir"), RGB), reach=PLAIN_REACH + TEXTURE_REACH + CLEAN_REACH),
     )
 }
 

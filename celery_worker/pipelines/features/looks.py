@@ -37,7 +37,7 @@ class Looks:
     def halo(self) -> int:
         """Pixels around a tile's core that some answer inside depends on."""
         reaches = [contract.halo for contract in (*self.segmenting, *self.detecting)]
-        return max([*reaches, indices.HALO if self.indices else 0])
+        return max([*reaches, *(indices.INDICES[name].reach for name in self.indices)])
 
     def bands(self, header: Header, pixel_side: float) -> list[str]:
         """Those that something looks at, and those that people look at, in the picture's order. Raises BadInput."""

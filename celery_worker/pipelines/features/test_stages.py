@@ -150,6 +150,19 @@ def test_no_seam_is_seen_whatever_the_tiles(source, harbour, park, tmp_path):
             assert both == 0 or shapely.intersection(one, other).area / both >= 0.98, (side, name)
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_each_class_looks_as_far_around_a_tile_as_it_must(name, tmp_path):
+    # Given one class alone, whose tiles overlap only as far as that class looks
+    for source in (PARK, HARBOUR):
+        found = []
+        for side in (300, 64):
+            params = {"bands": BANDS, "classes": [name], "tile": side, "min_area": 0, "simplify": 0}
+            done = run(FOLDER, params, [source], folder=tmp_path / f"{source.stem}-{side}")
+            found.append(done.artifacts["features.geojson"].read_bytes())
+        # Then the smallest tiles give the map of the whole picture, to the last digit
+        assert found[0] == found[1], source
+
+
 def test_nodata_never_becomes_a_feature(harbour, tmp_path):
     # Given the harbour, of which a third is empty
     with rasterio.open(HARBOUR) as file:
