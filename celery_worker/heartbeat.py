@@ -133,9 +133,14 @@ class Heart:
         self._dog = Watchdog(signs, settings.watchdog_s)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+        self._beating = threading.RLock()
 
     def start(self) -> None:
         """Beat from now on. Before the first child is made, so that each finds its line."""
+        # A child that is forked in the middle of a beat would have the locks that it holds, a module's that is just
+        # being imported among them, and nobody there to release them.
+        beating = self._beating
+        os.register_at_fork(before=beating.acquire, after_in_parent=beating.release, after_in_child=beating.release)
         self._thread.start()
 
     def shut_down(self) -> None:
@@ -170,7 +175,8 @@ class Heart:
 
     def _guarded(self, step: Callable[[], None]) -> None:
         try:
-            step()
+            with self._beating:
+                step()
         except StoreUnavailable as error:
             # The children work on; each call to an absent store may take seconds, and the children must be watched.
             self._patient_at = time.monotonic() + LOOK_S
