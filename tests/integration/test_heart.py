@@ -19,7 +19,7 @@ def test_no_child_is_forked_in_the_middle_of_a_beat(redis_url, tmp_path, monkeyp
             time.sleep(0.3)
 
     monkeypatch.setattr(Heart, "_tick", beat)
-    settings = Settings(store_url=redis_url, broker_url=f"{redis_url}/1", queues="io")
+    settings = Settings(store_url=redis_url, broker_url=f"{redis_url}/1", files_url=tmp_path.as_uri(), queues=("io",))
     device = devices.cpu()
     heart = Heart(settings, tmp_path, device, WorkerCounts(settings.queues, device, lambda: ()))
     heart.start()
