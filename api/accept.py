@@ -75,6 +75,7 @@ class Checker:
         violations: Sequence[Mapping[str, str]] = (),
         uploads: Mapping[str, Upload] = {},
         key: str | None = None,
+        trace: str = "",
     ) -> Submission:
         """Raises the error of the kind at fault, with all `violations`: those of the schema, and those found here."""
         pipeline = self._pipeline(body, violations)
@@ -95,6 +96,7 @@ class Checker:
             priority=body.get("priority", 4),
             labels=body.get("labels") or {},
             deadline_s=body.get("deadline"),
+            trace=trace,
         )
         without = self.services.settings.without
         key = None if "idempotency" in without else key

@@ -9,6 +9,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import metrics, problems
 from api.problems import BodyUnreadable, ParametersInvalid
+from jobs import log
+from jobs.trace import taken_over, trace_id
+
+TRACE = "gristmill.trace"  # where the scope holds the request's trace
 
 
 class Door:
@@ -30,7 +34,9 @@ class Door:
                 status = message["status"]
             await send(message)
 
-        scope = {**scope, "extensions": dict(scope.get("extensions") or {})}
+        trace = taken_over(dict(scope["headers"]).get(b"traceparent", b"").decode("latin-1"))
+        log.bind(trace_id=trace_id(trace))
+        scope = {**scope, "extensions": dict(scope.get("extensions") or {}), TRACE: trace}
         try:
             await self._let_in(scope, receive, counted)
         finally:

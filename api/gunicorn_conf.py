@@ -11,6 +11,7 @@ from jobs.settings import load_or_exit
 
 bind = f"0.0.0.0:{load_or_exit().api_port}"
 workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
+logger_class = "api.gunicorn_log.OneForm"
 worker_class = "uvicorn_worker.UvicornWorker"  # Flask behind gunicorn's own asgi worker deadlocks on lost streams
 backlog = 2048
 keepalive = 30

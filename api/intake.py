@@ -19,9 +19,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api import metrics, streams, views
 from api.checks import BODY
 from api.desk import Desk
+from api.door import TRACE
 from api.problems import BodyTooLarge, MediaTypeUnsupported, ParametersInvalid
 from api.uploads import Form, Incoming, pieces
 from api.waiting import unless_gone
+from jobs import log
 from jobs.errors import JobsError
 from jobs.model import Accepted, Job, Place, Status, Submission, Upload
 
@@ -29,6 +31,8 @@ WAIT = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=$|[,;])', re.IGNO
 PLACE = re.compile(r'-\d+"')  # in the ETag of a job that waits
 EVENT_STREAM = "text/event-stream"
 LIVE = Response(b'{"status":"ok"}', media_type="application/json")
+
+logger = log.get(__name__)
 
 Operation = Callable[[Desk, Request], Awaitable[Response]]
 
@@ -152,7 +156,7 @@ async def _from_json(desk: Desk, request: Request, key: str | None) -> Submissio
     body, found = request.scope[BODY]
     refs = desk.checker.refs(body)
     uploads = await desk.store_threads(desk.checker.uploads, refs) if refs else {}
-    return desk.checker.submission(body, found, uploads, key)
+    return desk.checker.submission(body, found, uploads, key, request.scope[TRACE])
 
 
 async def _from_form(desk: Desk, request: Request, key: str | None) -> Submission:
@@ -176,7 +180,7 @@ async def _from_form(desk: Desk, request: Request, key: str | None) -> Submissio
         desk.checker.submission(body, desk.submission.violations(body), uploads)
         if form.file:
             uploads = {form.file.id: await _keep(desk, form.file)}
-        return desk.checker.submission(body, (), uploads, key)
+        return desk.checker.submission(body, (), uploads, key, request.scope[TRACE])
     finally:
         if form.file:
             await form.file.__aexit__()
@@ -194,6 +198,8 @@ async def _keep(desk: Desk, incoming: Incoming) -> Upload:
 async def _accept(desk: Desk, submission: Submission) -> Accepted:
     accepted = await desk.batches.add(submission)
     metrics.accepted(accepted)
+    job = accepted.job
+    logger.info("job_replayed" if accepted.replayed else "job_accepted", job_id=job.id, pipeline=job.pipeline)
     return accepted
 
 

@@ -334,7 +334,7 @@ class Heart:
         for (child, hold), standing in zip(holds, standings, strict=True):
             hold.renewed, hold.told = now, hold.progress
             if standing is not Standing.HELD and hold.stop_at is None:
-                logger.info("part_stopped", job_id=hold.claim.at.job_id, pid=child.pid, standing=str(standing))
+                logger.info("part_stopped", pid=child.pid, standing=str(standing), **log.about(hold.claim))
                 self._stop(child, hold, now)
 
     def _stop(self, child: Child, hold: Hold, now: float) -> None:
@@ -345,7 +345,7 @@ class Heart:
     def _kill(self, child: Child, token: str, cause: Cause, error: JobError) -> None:
         if child.verdict is None and child.pid:
             child.verdict = (token, cause, error)
-            logger.warning("child_killed", pid=child.pid, why=error.code)
+            logger.warning("child_killed", pid=child.pid, why=error.code, **log.about(child.holds[token].claim))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, signal.SIGKILL)
 
@@ -374,7 +374,7 @@ class Heart:
 
     def _end(self, claim: Claim, cause: Cause, error: JobError, delay_s: float) -> None:
         """While the store is away nobody renews either: the sweeper ends the lease once it runs out."""
-        logger.warning("child_died", job_id=claim.at.job_id, stage=claim.stage.name, cause=str(cause), why=error.code)
+        logger.warning("child_died", cause=str(cause), why=error.code, **log.about(claim))
         error = replace(error, stage=claim.stage.name, index=claim.at.index)
         with contextlib.suppress(ClaimLost):
             self._bell.ring(self._store.fail(claim, cause, error, delay_s).rings)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from billiard.util import get_logger
 from celery import Celery, bootsteps, signals
 
 from celery_worker import nvml, runtime, stages
@@ -46,7 +47,7 @@ class Parent:
         self.grace_s = GRACE_S
         self.workplace = Path()
         connect: list[tuple[Any, Callable[..., None]]] = [
-            (signals.setup_logging, lambda **_: log.setup(settings.log_level)),
+            (signals.setup_logging, lambda **_: self._set_up_logging()),
             (signals.worker_init, self._start),
             (signals.worker_shutting_down, self._shut_down),
             (signals.worker_shutdown, self._close),
@@ -61,6 +62,10 @@ class Parent:
     def heart(self) -> Heart | None:
         """None in a child, and before the start."""
         return self._heart if os.getpid() == self._pid else None
+
+    def _set_up_logging(self) -> None:
+        log.setup(self._settings.log_level)
+        get_logger().propagate = True  # billiard says on a logger of its own how a child ended
 
     def _start(self, **_: Any) -> None:
         """Before the pool makes its first child. Celery only logs what a receiver raises: this one exits."""

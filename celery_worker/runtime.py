@@ -205,7 +205,7 @@ class Runtime:
                 ended = self._ended(attempt, outcome)
                 self._bell.ring(ended.rings)
         except ClaimLost:
-            logger.info("claim_lost", job_id=claim.at.job_id)  # no outcome is noted: the gauges count it as lost
+            logger.info("claim_lost", **log.about(claim))  # no outcome is noted: the gauges count it as lost
         finally:
             self._line.release(claim)
 
@@ -306,8 +306,7 @@ class Runtime:
 
 
 def _bound(claim: Claim) -> AbstractContextManager[None]:
-    at = claim.at
-    return log.bound(job_id=at.job_id, stage=claim.stage.name, index=at.index, fence=claim.fence)
+    return log.bound(**log.about(claim))
 
 
 def _text(error: BaseException) -> str:

@@ -10,6 +10,9 @@ from typing import Any
 
 import structlog
 
+from jobs.model import Claim
+from jobs.trace import trace_id
+
 QUIET = ("amqp", "celery.worker.strategy", "celery.app.trace", "kombu", "httpx", "httpx2", "botocore")
 
 _SHARED: list[Any] = [
@@ -44,6 +47,7 @@ def setup(level: str = "info", *, as_json: bool | None = None) -> None:
     root.setLevel(level.upper())
     for name in QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    logging.captureWarnings(True)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -62,8 +66,25 @@ def get(name: str) -> Any:
     return structlog.stdlib.get_logger(name)
 
 
+def bind(**fields: Any) -> None:
+    """Bind fields to everything that is logged in this task, and in the threads that it asks."""
+    structlog.contextvars.bind_contextvars(**fields)
+
+
+def about(claim: Claim) -> dict[str, Any]:
+    """What every line about a claim tells: which part, which attempt at it, which trace."""
+    at = claim.at
+    return {
+        "job_id": at.job_id,
+        "stage": claim.stage.name,
+        "index": at.index,
+        "fence": claim.fence,
+        "trace_id": trace_id(claim.trace),
+    }
+
+
 @contextmanager
 def bound(**fields: Any) -> Iterator[None]:
-    """Bind fields (`job_id`, `stage`, `index`, `fence`) to everything that is logged inside."""
+    """Bind fields to everything that is logged inside, by this thread."""
     with structlog.contextvars.bound_contextvars(**fields):
         yield

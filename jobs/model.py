@@ -162,7 +162,8 @@ class Job:
     """One submission of one pipeline. Times are Unix seconds by the store's clock; `deadline` is absolute.
 
     `deadline_s` is what the client asked for, in seconds from acceptance; the store turns it into `deadline`.
-    `version` grows with every change that a client can see. `family` is the first job of a chain of retries.
+    `version` grows with every change that a client can see. `family` is the first job of a chain of retries,
+    which all belong to its `trace` (`jobs.trace`).
     """
 
     id: str
@@ -185,6 +186,7 @@ class Job:
     error: JobError | None = None
     stages: tuple[StageState, ...] = ()
     version: int = 0
+    trace: str = ""
 
     @property
     def progress(self) -> float:
@@ -247,7 +249,7 @@ class Claim:
 
     `failures` and `losses` count earlier attempts. `payload` is what was emitted, None for a stage that is not `each`.
     `family` is the first job of a chain of retries: what is kept under its id lives as long as any of them.
-    `waited_s`: how long the part had been ready.
+    `waited_s`: how long the part had been ready. `trace` is the job's.
     """
 
     at: PartKey
@@ -264,6 +266,7 @@ class Claim:
     deadline: float | None = None
     family: str = ""
     waited_s: float = 0.0
+    trace: str = ""
 
     @property
     def stage(self) -> StagePlan:

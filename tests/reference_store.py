@@ -235,6 +235,7 @@ class ReferenceStore:
             losses=part.losses,
             deadline=job.deadline,
             family=job.family,
+            trace=job.trace,
         )
 
     def _note_claim(self, record: Record, part: Part, device: str) -> None:

@@ -11,8 +11,12 @@ from api import problems, views
 from api.accept import new_id
 from api.handlers import reply
 from api.services import services
+from jobs import log
 from jobs.errors import FilterInvalid
 from jobs.model import Status
+from jobs.trace import trace_id
+
+logger = log.get(__name__)
 
 
 def getJobs(
@@ -61,6 +65,8 @@ def retry(id: str) -> flask.Response:
     key = flask.request.headers.get("Idempotency-Key")
     accepted = services().store.retry(services().job_id(id), _retry_id(id, key) if key else new_id())
     services().ring(accepted.rings)
+    # The trace is the first job's, so that it can be followed on; the request has one of its own.
+    logger.info("job_retried", job_id=accepted.job.id, retry_of=id, job_trace_id=trace_id(accepted.job.trace))
     headers = {"Location": f"/jobs/{accepted.job.id}", "Retry-After": "1"}
     if accepted.replayed:
         headers["Idempotency-Replayed"] = "true"

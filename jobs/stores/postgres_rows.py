@@ -74,6 +74,7 @@ def job_row(job: Job, inside: Sequence[int], line: str) -> dict[str, Any]:
         "deadline_s": job.deadline_s,
         "retry_of": job.retry_of,
         "family": job.family,
+        "trace": job.trace,
         "folders": [],
         "line": line,
         "held": True if job.plan.is_limited else None,
@@ -104,6 +105,7 @@ def job_of(row: Row) -> Job:
         error=error_of(row["error"]),
         stages=shown(stages_of(row["stages"]), plan),
         version=row["version"],
+        trace=row["trace"],
     )
 
 
@@ -222,4 +224,5 @@ def claim_of(job: Job, row: Row, payload: bytes | None) -> Claim:
         deadline=job.deadline,
         family=job.family,
         waited_s=max(0.0, row["claimed_at"] - row["ready_at"]),
+        trace=job.trace,
     )

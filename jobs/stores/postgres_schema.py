@@ -113,6 +113,7 @@ jobs = Table(
     Column("family", Name, nullable=False),
     Column("folders", Json, nullable=False),  # of removed relatives, to be trashed with the family's last member
     Column("line", Name, nullable=False, server_default=""),  # its queue's, or its limited pipeline's
+    Column("trace", Text, nullable=False, server_default=""),
     Column("held", Boolean),  # by its pipeline's limits; NULL: its pipeline has none
     postgresql_with={"fillfactor": "75"},  # room for the next version of a row on its page: no index is touched
 )

@@ -56,6 +56,8 @@ def job_fields(submission: Submission, ttl_s: float) -> dict[str, Any]:
     }
     if job.deadline_s is not None:
         fields["deadline_s"] = repr(job.deadline_s)
+    if job.trace:
+        fields["trace"] = job.trace
     return {**fields, **_plan_fields(job.plan)}
 
 
@@ -120,6 +122,7 @@ def job_of(h: Fields) -> Job:
         error=error_of(h.get("error")),
         stages=tuple(_stages(h, plan)),
         version=int(h.get("version", 0)),
+        trace=h.get("trace", ""),
     )
 
 
@@ -173,8 +176,8 @@ def error_of(text: str | bytes | None) -> JobError | None:
 def claim_of(row: Sequence[bytes | None]) -> Claim:
     """What claiming.lua returns."""
     job_id, s, g, i, fence, token, until, pipeline, plan, params, job_input = (_text(v) for v in row[:11])
-    payload, failures, losses, family, waited = row[11], _text(row[12]), _text(row[13]), _text(row[14]), row[15]
-    deadline = row[16] if len(row) > 16 else None
+    payload, failures, losses, family, waited, trace = row[11], *(_text(v) for v in row[12:15]), row[15], row[16]
+    deadline = row[17] if len(row) > 17 else None
     return Claim(
         at=PartKey(job_id, int(s), int(g), int(i)),
         fence=int(fence),
@@ -190,6 +193,7 @@ def claim_of(row: Sequence[bytes | None]) -> Claim:
         deadline=None if deadline is None else float(deadline) / 1000,
         family=family,
         waited_s=int(waited or 0) / 1000,
+        trace=_text(trace),
     )
 
 

@@ -59,6 +59,19 @@ def test_a_claim_tells_how_long_its_part_waited(store, make_job):
     assert store.claim(part(job), "worker", "t", 60).waited_s == claim.waited_s
 
 
+def test_a_trace_is_kept_in_the_record_and_told_with_every_claim(store, make_job):
+    # Given a job that belongs to a trace, and one of an older version, which has none
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    job, older = put(store, make_job(trace=trace)), put(store, make_job())
+    # Then record and claim tell it, and so does a retry
+    assert (store.get(job.id).trace, store.get(older.id).trace) == (trace, "")
+    claim = store.claim(part(job), "worker", "t", 60)
+    assert (claim.trace, store.claim(part(older), "worker", "o", 60).trace) == (trace, "")
+    store.fail(claim, Cause.BAD_INPUT, broke())
+    again = store.retry(job.id, "again").job
+    assert (again.trace, store.claim(part(again), "worker", "a", 60).trace) == (trace, trace)
+
+
 def test_a_claim_that_is_repeated_is_the_same_claim(store, make_job):
     # Given a claim whose answer was lost
     job = put(store, make_job())

@@ -12,14 +12,14 @@ end
 
 local function claim(id, s, g, i, worker, token, lease_ms, device, t)
   local h = redis.call('HMGET', job(id), 'status', 'deadline', 's' .. s .. '.generation', 'n', 'pipeline', 'plan', 'params', 'input',
-    'family')
+    'family', 'trace')
   if not h[1] or is_final(h[1]) or h[3] ~= g or (h[2] and tonumber(h[2]) <= t) then return nil end
   local p = part(id, s, i)
   if not p then return nil end
   local key, following = member(id, s, g, i), tonumber(s) + 1
   local function taken()
     return {id, s, g, i, tostring(p.f), token, redis.call('ZSCORE', 'leases', key), h[5], h[6], h[7], h[8],
-      redis.call('HGET', under(id, s, 'payloads'), i), tostring(p.fa), tostring(p.lo), h[9], math.max(0, p.ca - p.ra), h[2]}
+      redis.call('HGET', under(id, s, 'payloads'), i), tostring(p.fa), tostring(p.lo), h[9], math.max(0, p.ca - p.ra), h[10] or '', h[2]}
   end
   if p.st == 'leased' and p.tk == token then return taken() end -- protection: token
   if not (p.st == 'ready' or (p.st == 'later' and p.nb <= t)) then return nil end
