@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 E ?= rabbitmq-redis
 COMPOSE = docker compose --env-file .env $(if $(wildcard secrets.env),--env-file secrets.env) --env-file docker/env/$(E).env $(if $(wildcard docker-compose.gpus.yml),-f docker-compose.yml -f docker-compose.gpus.yml)
 
-.PHONY: help venv lock lint format test demo gpu up down secrets acceptance examples bench-document bench-overhead bench-growth bench-video bench-batching gpu-check bench-features faults faults-red docs clean
+.PHONY: help venv lock lint format test demo gpu up down secrets acceptance examples bench-document bench-overhead bench-growth bench-video bench-batching gpu-check bench-features bench-gauges faults faults-red docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
@@ -95,6 +95,9 @@ bench-batching: $(VENV)/.installed ## What several jobs in one call of a model a
 
 gpu-check: $(VENV)/.installed ## Compare a GPU with the CPU, and see how busy it is kept; fails where there is no GPU
 	$(BIN)/python -m bench.gpu_check
+
+bench-gauges: $(VENV)/.installed ## What metrics, logs and traces cost: submit rate and video, on against off
+	$(BIN)/python -m bench.gauges
 
 bench-features: $(VENV)/.installed ## Map features beside a hand-written loop, seams, crowns, memory
 	$(BIN)/python -m bench.features

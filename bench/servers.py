@@ -78,12 +78,12 @@ class Servers:
             "LOG_LEVEL": "warning",
         }
 
-    def our_gateway(self, processes: int = 2, **env: str) -> int:
+    def our_gateway(self, processes: int = 2, *, name: str = "gateway", app: str = "api.main:app", **env: str) -> int:
         """Start the gateway as `gristmill up` does; its port."""
         port = free_port()
         self.start(
-            "gateway",
-            [*_gunicorn(port), "-c", "python:api.gunicorn_conf", "api.main:app"],
+            name,
+            [*_gunicorn(port), "-c", "python:api.gunicorn_conf", app],
             **{**self.our_environment(), **env},
             WEB_CONCURRENCY=str(processes),
             API_PORT=str(port),

@@ -13,7 +13,16 @@ import structlog
 from jobs.model import Claim
 from jobs.trace import trace_id
 
-QUIET = ("amqp", "celery.worker.strategy", "celery.app.trace", "kombu", "httpx", "httpx2", "botocore")
+QUIET = (
+    "amqp",
+    "multiprocessing",
+    "celery.worker.strategy",
+    "celery.app.trace",
+    "kombu",
+    "httpx",
+    "httpx2",
+    "botocore",
+)
 
 _SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,

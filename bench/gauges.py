@@ -1,0 +1,168 @@
+"""What being watched costs: metrics, logs and traces on against off: `make bench-gauges`.
+
+On: everything counts and is scraped, logs at `info` go to files, each request and part belongs to a trace.
+Off: the same processes with all of that taken out (bench/bare.py), logs at `error`. Both are whole installations beside
+each other on one RabbitMQ and one Redis with AOF `always`; one rests while the other one is measured.
+
+submit: 16 clients and 2 gateway processes, from the first POST to the last signature on its queue.
+video: street.mp4 some times in a row at 25 frames a second, from the upload to `successful`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.overhead import ADDITION, check, drain, end_all, load
+from bench.rounds import Pair, figure, interleave, machine, ratios
+from bench.servers import Servers
+from bench.video import QUEUES, STREET, ours_of, repeat
+from gristmill import Client
+from jobs.store import open_store
+from tests.neighbours import free_port
+
+SCRAPE_S = 10.0  # as docker/monitoring/prometheus.yml says; a round begins with one, so each pays for one at least
+
+
+@dataclass
+class Side:
+    """One of the two installations: its URLs, its gateway's port, and the ports that tell what it counts."""
+
+    name: str
+    broker: str
+    store: str
+    port: int = 0
+    told: list[int] = field(default_factory=list)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether this is the side with everything on."""
+        return self.name == "on"
+
+    def start(self, servers: Servers, queues: tuple[str, ...]) -> None:
+        """A gateway of two processes, a sweeper, and a worker for each queue."""
+        files = f"file://{servers.folder}/files-{self.name}"
+        level = "info" if self.is_watched else "error"
+        env = {"BROKER_URL": self.broker, "STORE_URL": self.store, "FILES_URL": files, "LOG_LEVEL": level}
+        app = "api.main:app" if self.is_watched else "bench.bare:app"
+        self.port = servers.our_gateway(name=f"gateway-{self.name}", app=app, **env)
+        programs = {"sweeper": ["-m", "jobs.sweeper"]}
+        worker = ["-m", "celery_worker" if self.is_watched else "bench.bare"]
+        programs |= {f"worker-{queue}": worker for queue in queues}
+        for name, command in programs.items():
+            own = {"QUEUES": name.removeprefix("worker-")} if name.startswith("worker-") else {}
+            if self.is_watched:
+                self.told.append(free_port())
+                own["METRICS_PORT"] = str(self.told[-1])
+            servers.start(f"{name}-{self.name}", command, **{**servers.our_environment(), **env, **own})
+        for port in self.told:
+            servers.ready(port, "/metrics")
+
+    @contextlib.contextmanager
+    def scraped(self) -> Iterator[None]:
+        """Ask for everything that it counts, as Prometheus would; of the other side nobody asks."""
+        if not self.is_watched:
+            yield
+            return
+        done = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            asking = pool.submit(self._ask, done)
+            try:
+                yield
+            finally:
+                done.set()
+            asking.result()  # a scrape that failed would make this side cheaper than it is
+
+    def _ask(self, done: threading.Event) -> None:
+        while True:
+            for port in (self.port, *self.told):
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+                connection.request("GET", "/metrics")
+                answer = connection.getresponse()
+                if answer.status != 200 or b"gristmill_" not in answer.read():
+                    raise RuntimeError(f"port {port} answers {answer.status}")
+                connection.close()
+            if done.wait(SCRAPE_S):
+                return
+
+
+def main() -> int:
+    """Both benches; the figures last."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--submissions", type=int, default=3_000, help="of one round of the submit rate")
+    parser.add_argument("--times", type=int, default=4, help="how often the clip is repeated")
+    parser.add_argument("--only", choices=("submit", "video"))
+    asked = parser.parse_args()
+    print(machine(), flush=True)
+    lines = []
+    if asked.only != "video":
+        print(f"submit: {asked.submissions} POSTs of 16 clients until all are queued, in jobs a second", flush=True)
+        lines.append(figure("gauges_submit_ratio", ratios(submit(asked.rounds, asked.submissions)), "at least 0.97"))
+    if asked.only != "submit":
+        print(f"video: street.mp4 {asked.times} times in a row, in frames a second", flush=True)
+        lines.append(figure("gauges_video_ratio", ratios(video(asked.rounds, asked.times)), "at least 0.97"))
+    print("\n".join(lines))
+    return 0
+
+
+@contextlib.contextmanager
+def sides(*queues: str) -> Iterator[tuple[Servers, Side, Side]]:
+    """Both installations, up."""
+    with Servers() as servers:
+        on = Side("on", servers.our_broker, servers.our_store)
+        off = Side("off", servers.peer_broker, servers.peer_results)
+        for side in (on, off):
+            side.start(servers, queues)
+        yield servers, on, off
+
+
+def submit(rounds: int, submissions: int) -> list[Pair]:
+    """Acceptances a second, on and off."""
+    with sides() as (servers, on, off):
+
+        def rate_of(side: Side) -> float:
+            with side.scraped():
+                found = load(servers, side.port, ADDITION, submissions, side.broker, "io")
+            store = open_store(side.store)
+            # Ended before their signatures are taken away: a sweeper would miss those, and ring again.
+            end_all(store, found["ids"])
+            store.close()
+            check(found["ids"], [arguments[0] for _, arguments in drain(side.broker, "io")])
+            return submissions / found["queued_s"]
+
+        return _rounds(rate_of, on, off, rounds, "jobs/s")
+
+
+def video(rounds: int, times: int) -> list[Pair]:
+    """Frames a second, on and off."""
+    with sides(*QUEUES) as (servers, on, off):
+        clip: Path = servers.folder / "street.mp4"
+        frames = repeat(STREET, clip, times)
+        clients = {side.name: Client(f"http://127.0.0.1:{side.port}") for side in (on, off)}
+
+        def rate_of(side: Side) -> float:
+            with side.scraped():
+                seconds, counted = ours_of(clients[side.name], clip)
+            if counted != frames:
+                raise RuntimeError(f"{counted} frames of {frames}")
+            return frames / seconds
+
+        return _rounds(rate_of, on, off, rounds, "fps")
+
+
+def _rounds(rate_of: Callable[[Side], float], on: Side, off: Side, rounds: int, unit: str) -> list[Pair]:
+    for side in (on, off):  # warm
+        rate_of(side)
+    return interleave(lambda: rate_of(on), lambda: rate_of(off), rounds, unit)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
