@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
-VERSION = "0003"  # the newest migration; the store refuses a database with another one
+VERSION = "0004"  # the newest migration; the store refuses a database with another one
 
 # A part's state. `held` is a job's first that its pipeline's limits hold back; `waiting` is outside the window;
 # `halted` is what a job's end leaves of a part that was not over.
