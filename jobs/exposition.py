@@ -6,6 +6,7 @@ The gateway serves its own at API_PORT; this is for processes that speak no HTTP
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from typing import Any
 
@@ -26,8 +27,16 @@ class Exposition:
         self._registry, self._host, self._port = registry, host, port
         self._server: Any = None
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._open, name="metrics", daemon=True)
-        self._thread.start()
+        self._thread = threading.Thread(target=self._insist, name="metrics", daemon=True)
+        if not self._open():
+            # To open asks a resolver for the host's name, with an import on the way: no child is forked in its middle.
+            self._opening = threading.Lock()
+            os.register_at_fork(
+                before=self._opening.acquire,
+                after_in_parent=self._opening.release,
+                after_in_child=self._opening.release,
+            )
+            self._thread.start()
 
     def forget(self) -> None:
         """In a forked child: the socket is the parent's, and must not outlive it there."""
@@ -37,22 +46,26 @@ class Exposition:
     def close(self) -> None:
         """Answer nobody any more."""
         self._closing.set()
-        self._thread.join(AGAIN_S)
+        if self._thread.is_alive():
+            self._thread.join(AGAIN_S)
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
 
-    def _open(self) -> None:
-        """In the thread, because making a server asks a resolver for the host's name."""
-        while not self._closing.is_set():
-            try:
-                self._server, _ = start_http_server(self._port, self._host, self._registry)
-            except OSError as error:
-                logger.error("metrics_port_taken", port=self._port, host=self._host, error=str(error))
-                self._closing.wait(AGAIN_S)
-            else:
-                logger.info("metrics_served", port=self._port, host=self._host)
-                return
+    def _open(self) -> bool:
+        try:
+            self._server, _ = start_http_server(self._port, self._host, self._registry)
+        except OSError as error:
+            logger.error("metrics_port_taken", port=self._port, host=self._host, error=str(error))
+            return False
+        logger.info("metrics_served", port=self._port, host=self._host)
+        return True
+
+    def _insist(self) -> None:
+        while not self._closing.wait(AGAIN_S):
+            with self._opening:
+                if self._open():
+                    return
 
 
 def expose(registry: CollectorRegistry, settings: Settings) -> contextlib.AbstractContextManager[Exposition | None]:

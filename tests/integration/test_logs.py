@@ -45,12 +45,13 @@ def trail(valkey, tmp_path_factory):
     (folder / "pipelines" / "trail" / "stages.py").write_text(STAGES)
     broker, store, told = f"{valkey.url[:-1]}7", f"{valkey.url[:-1]}6", {"PIPELINE_DIRS": str(folder / "pipelines")}
     gateway = Gateway(free_port(), store, broker, folder, **told)
-    with Mill(broker, store, folder, MAX_LOSSES=1, **told) as mill:
+    with Mill(broker, store, folder, LEASE_S=15, MAX_LOSSES=1, **told) as mill:
         try:
             gateway.start(production=True, processes=2)
             for queue in ("here", "there"):
                 mill.worker(queue, "-c", "1")
             mill.start("sweeper", ["-m", "jobs.sweeper"])
+            mill.until(lambda: mill.logs().count(" ready.") == 2, within_s=90, what="both workers")
             yield mill, gateway
         finally:
             gateway.close()
@@ -71,7 +72,7 @@ def lines(folder: Path) -> list[dict]:
 def test_one_trace_id_leads_from_the_request_to_the_last_stage(trail):
     mill, gateway = trail
     # Given a request that is part of a trace
-    with gateway.client(60) as client:
+    with gateway.client(90) as client:
         headers = {"traceparent": PARENT, "Prefer": "wait=60"}
         job = client.post("/process", json={"pipeline": "trail"}, headers=headers).json()
         assert job["status"] == "successful", mill.logs()
@@ -96,7 +97,7 @@ def test_one_trace_id_leads_from_the_request_to_the_last_stage(trail):
 def test_a_request_without_a_trace_begins_one_and_a_retry_goes_on_with_it(trail):
     mill, gateway = trail
     # Given a job that loses its worker's child, and its retry
-    with gateway.client(60) as client:
+    with gateway.client(90) as client:
         body = {"pipeline": "trail", "params": {"die": True}}
         job = client.post("/process", json=body, headers={"Prefer": "wait=60"}).json()
         assert job["status"] == "failed", mill.logs()
@@ -116,7 +117,7 @@ def test_a_request_without_a_trace_begins_one_and_a_retry_goes_on_with_it(trail)
 def test_a_header_that_is_no_trace_harms_nothing(trail):
     mill, gateway = trail
     # When a request comes with nonsense in its place, or twice
-    with gateway.client(60) as client:
+    with gateway.client(90) as client:
         for headers in ([("traceparent", '00-"}{')], [("traceparent", PARENT), ("traceparent", "x" * 5_000)]):
             answer = client.post("/process", json={"pipeline": "trail"}, headers=headers)
             # Then it is accepted, in a trace of its own
