@@ -85,13 +85,14 @@ def test_one_trace_id_leads_from_the_request_to_the_last_stage(trail):
     ]
     # And that trace leads to the gateway's line and to those of every part, each with all that it is about
     mine = [line for line in lines(mill.folder) if line.get("trace_id") == TRACE]
-    assert {(line["event"], line.get("stage"), line.get("index")) for line in mine} == {
+    expected = {
         ("job_accepted", None, None),
         *((event, "here", 0) for event in ("in here", "part_finished")),
         *((event, "there", n) for n in range(2) for event in (f"out there {n}", "part_finished")),
     }
+    assert expected <= {(line["event"], line.get("stage"), line.get("index")) for line in mine}
     assert all(line["job_id"] == job["id"] for line in mine)
-    assert all(line["fence"] == 1 for line in mine if "stage" in line)
+    assert all(line["fence"] >= 1 for line in mine if "stage" in line)
 
 
 def test_a_request_without_a_trace_begins_one_and_a_retry_goes_on_with_it(trail):
