@@ -7,8 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
+
+import psutil
 
 from jobs.dispatch import open_bell
 from jobs.files import open_files
@@ -109,8 +112,11 @@ class Mill:
 
     def __exit__(self, *_: object) -> None:
         for process in self.processes:
-            if process.poll() is None:
-                process.kill()
+            # A worker of several queues has one below it for each, which would outlive it.
+            below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+            for one in (process, *below):
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
             process.wait()
         self.bell.close()
         self.store.close()
