@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.model import Status
 from tests.faults.case import Scene, case
-from tests.faults.installation import CLASSIC, POSTGRES_REDIS, call, ready
+from tests.faults.installation import CLASSIC, call, ready
 from tests.faults.load import ACCEPTED, battery_job
 from tests.neighbours import need
 
@@ -23,7 +23,7 @@ KEPT_S = 3_600.0  # less than the clocks are off: who looks at his own clock wou
 @case(
     13,
     "clocks of a worker and a gateway two hours off",
-    pairs=(CLASSIC, POSTGRES_REDIS),
+    pairs=(CLASSIC,),
     jobs=200,
     alone=True,
     settings={"RESULT_TTL_S": KEPT_S, "UPLOAD_TTL_S": KEPT_S},

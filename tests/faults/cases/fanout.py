@@ -21,6 +21,7 @@ CHEWERS = 3
     "fan-out 16, kills, stalls, emitters that cut anew",
     pairs=(CLASSIC, QUORUM),
     jobs=60,
+    shared=True,
     queues=(*QUEUES, "cutter_cut", "cutter_chew", "cutter_gather"),
     settings={"MAX_LOSSES": 9},
 )

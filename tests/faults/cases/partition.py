@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from tests.faults.case import Scene, case
-from tests.faults.installation import CLASSIC, POSTGRES_REDIS
+from tests.faults.installation import CLASSIC
 from tests.faults.load import battery_job
 from tests.faults.places import Island
 
@@ -17,7 +17,7 @@ RESUMED_S = 90.0
 @case(
     12,
     "workers cut off from broker and store for 60 s, both ways, then one",
-    pairs=(CLASSIC, POSTGRES_REDIS),
+    pairs=(CLASSIC,),
     jobs=200,
     alone=True,
     limit_s=600.0,
