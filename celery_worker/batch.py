@@ -6,6 +6,7 @@ serve several parts, a function `<stage>_batch(benches, givens)` and how many in
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from jobs.pipeline import Pipeline
 
 GAIN = 0.85  # a batch twice as large must bring an input's cost down to this share, or it is not worth its delay
 TRIES = 5  # runs of a probe at each size; the quickest counts
+SURE = 2  # comparisons in a row that a larger size must win
 WAIT_SHARE = 0.1  # of a lone call's time: so long others may be waited for, and only while there are others
 
 logger = log.get(__name__)
@@ -30,11 +32,15 @@ Call = Callable[[Sequence[Any], Sequence[Any]], Sequence[Any]]
 
 @dataclass(frozen=True)
 class Form:
-    """What a stage says of its batches. `call` is None where one call serves one part only, `weigh` where a part is
-    one input."""
+    """What a stage says of its batches.
+
+    `probe` is None where its models are the job's, so that nothing can be measured beforehand: a GPU then takes the
+    most, and less once memory ends. `call` is None where one call serves one part only, `weigh` where a part is one
+    input.
+    """
 
     task: str
-    probe: Probe
+    probe: Probe | None
     call: Call | None
     weigh: Callable[[Any], int] | None
     most: int
@@ -72,7 +78,7 @@ class Batch:
 def forms_of(pipeline: Pipeline) -> dict[str, Form]:
     """By stage, what those say that batch at all. Raises PipelineBroken for a `batch` in the yaml without a probe."""
     module = load_module(pipeline)
-    probes: Mapping[str, Probe] = getattr(module, "PROBE", {})
+    probes: Mapping[str, Probe | None] = getattr(module, "PROBE", {})
     if missing := sorted(pipeline.batches.keys() - probes.keys()):
         where = pipeline.folder / "stages.py"
         raise PipelineBroken(f"{where} has no PROBE for {', '.join(missing)}, which batches by pipeline.yaml.")
@@ -90,22 +96,26 @@ def forms_of(pipeline: Pipeline) -> dict[str, Form]:
     }
 
 
-def measured(form: Form, model: Callable[[str], Any], most: int) -> Batch:
-    """Double the size for as long as it pays. A CPU stays at 1; a device that runs out of memory below that size."""
+def measured(
+    form: Form, model: Callable[[str], Any], most: int, kind: str, clock: Callable[[], float] = time.perf_counter
+) -> Batch:
+    """Double the size for as long as it pays. A CPU stays at 1; a device that runs out of memory below that size.
+
+    `kind` is the device's.
+    """
     most = min(most, form.most)
+    if form.probe is None:
+        return Batch(form, 1 if kind == "cpu" else most, 0.0)
     costs: dict[int, float] = {}
     size = 1
-    if most > 1:
-        try:
-            costs = _costs(form.probe, model, (1, 2))
-            while 2 * size <= most and _pays(costs, size):
-                size *= 2
-                if 2 * size <= most:
-                    costs |= _costs(form.probe, model, (2 * size,))
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            logger.warning("batch_probe_out_of_memory", task=form.task, size=size)
+    try:
+        # What else the machine does may make one comparison come out wrong, but hardly two in a row.
+        while 2 * size <= most and all(_pays(form.probe, model, size, costs, clock) for _ in range(SURE)):
+            size *= 2
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        logger.warning("batch_probe_out_of_memory", task=form.task, size=size)
     wait_s = min(form.wait_s, WAIT_SHARE * costs.get(1, 0.0)) if size > 1 else 0.0
     told = {str(n): round(1e3 * seconds, 3) for n, seconds in costs.items()}
     logger.info("batch_chosen", task=form.task, size=size, wait_ms=round(1e3 * wait_s, 3), call_ms=told)
@@ -126,17 +136,15 @@ def packs(weights: Sequence[int], size: int) -> list[list[int]]:
     return found
 
 
-def _pays(costs: Mapping[int, float], size: int) -> bool:
-    return costs[2 * size] / 2 <= GAIN * costs[size]
-
-
-def _costs(probe: Probe, model: Callable[[str], Any], sizes: Sequence[int]) -> dict[int, float]:
-    """Seconds of a call at each size. In turn, so that whatever else the machine does slows all of them."""
+def _pays(
+    probe: Probe, model: Callable[[str], Any], size: int, costs: dict[int, float], clock: Callable[[], float]
+) -> bool:
+    """Whether twice as many inputs are worth it. In turn, so that whatever else the machine does slows both."""
     best: dict[int, float] = {}
     for _ in range(TRIES):
-        for n in sizes:
-            began = time.perf_counter()
+        for n in (size, 2 * size):
+            began = clock()
             probe(model, n)
-            seconds = time.perf_counter() - began
-            best[n] = min(seconds, best.get(n, seconds))
-    return best
+            best[n] = min(clock() - began, best.get(n, math.inf))
+    costs |= {n: min(seconds, costs.get(n, math.inf)) for n, seconds in best.items()}
+    return best[2 * size] / 2 <= GAIN * best[size]

@@ -100,7 +100,7 @@ class Runtime:
     def measure(self, forms: Iterable[Form]) -> None:
         """Find out what batch each stage takes on this device. After its models are warm."""
         for form in forms:
-            self.batches[form.task] = measured(form, self.models.load, self._settings.max_batch)
+            self.batches[form.task] = measured(form, self.models.load, self._settings.max_batch, self._device.kind)
 
     def tell(self) -> None:
         """Let the parent say what this child can do."""

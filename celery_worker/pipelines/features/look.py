@@ -16,7 +16,6 @@ from celery_worker.pipelines.features.contract import Contract
 from celery_worker.pipelines.features.plan import Tile
 from jobs.errors import BadInput
 
-GPU_BATCH = 16  # on a CPU a batch costs more per window, not less
 TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(float16)": np.float16}
 
 Box = tuple[str, float, float, float, float, float]  # class, score, x1, y1, x2, y2 in pixels of the picture

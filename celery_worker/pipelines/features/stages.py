@@ -17,7 +17,7 @@ from celery_worker.pipelines.features.boxes import objects
 from celery_worker.pipelines.features.components import Areas
 from celery_worker.pipelines.features.export import ClassMap, Features, summary
 from celery_worker.pipelines.features.ground import Ground
-from celery_worker.pipelines.features.look import GPU_BATCH, Box, View, detect, segment
+from celery_worker.pipelines.features.look import Box, View, detect, segment
 from celery_worker.pipelines.features.looks import looks_of
 from celery_worker.pipelines.features.merge import merged
 from celery_worker.pipelines.features.picture import Picture, find_picture, levels_of
@@ -26,6 +26,8 @@ from celery_worker.pipelines.features.planes import Planes, pack
 from celery_worker.pipelines.features.preview import Base, Preview
 from celery_worker.workbench import Workbench
 from jobs.errors import BadInput
+
+PROBE = {"inference": None}  # the models are the job's: there is nothing to measure beforehand
 
 
 @confined
@@ -81,19 +83,18 @@ def inference(bench: Workbench, given: Mapping[str, Any]) -> dict[str, Any]:
     looks = looks_of(bench.params, bench.models)
     view = _view(bench, given)
     tile = view.tile
-    batch = GPU_BATCH if bench.device.kind == "cuda" else 1
     planes = [view.valid[tile.core].view(np.uint8)]
     scene = indices.Scene(view.bands, view.valid, view.levels, bench.params)
     for name in looks.indices:
         planes.append(indices.INDICES[name].plane(scene)[tile.core])
         bench.checkpoint()
     for contract in looks.segmenting:
-        found = segment(bench.model(contract.name), contract, view, batch, bench.checkpoint)
+        found = segment(bench.model(contract.name), contract, view, bench.batch, bench.checkpoint)
         planes += [found[name] for name in contract.told]
     boxes: list[Box] = []
     for contract in looks.detecting:
         least = contract.threshold if bench.params["min_score"] is None else bench.params["min_score"]
-        boxes += detect(bench.model(contract.name), contract, view, batch, least, bench.checkpoint)
+        boxes += detect(bench.model(contract.name), contract, view, bench.batch, least, bench.checkpoint)
     file = bench.scratch / "planes.bin"
     lengths = pack(planes, file)
     return {

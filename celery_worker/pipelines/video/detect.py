@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import cv2
@@ -42,7 +42,7 @@ def detect(
         yield suppressed(answer, size, min_score, classes)
 
 
-def answers(session: Any, frames: np.ndarray, batch: int) -> Iterator[Answer]:
+def answers(session: Any, frames: np.ndarray, batch: int) -> Generator[Answer, None, None]:
     """What the model says of each frame, `batch` of them to a call."""
     for first in range(0, len(frames), batch):
         boxes, scores, ids = session.run(["boxes", "scores", "class_ids"], {"images": frames[first : first + batch]})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from celery_worker.confined import confined
 from celery_worker.pipelines.video import track
+from celery_worker.pipelines.video.ahead import ahead
 from celery_worker.pipelines.video.annotations import Seen, as_coco, as_csv, as_lines, as_mot
 from celery_worker.pipelines.video.decode import sampling
 from celery_worker.pipelines.video.detect import MODEL, SIDE, Answer, Detection, answers, suppressed
@@ -55,10 +56,14 @@ def inference(bench: Workbench, segment: Mapping[str, Any]) -> dict[str, Any]:
     clock = Clock()
     frames = _frames(bench, segment)
     found: list[list[Detection]] = []
-    for answer in answers(bench.model(MODEL), frames, bench.batch):
-        found.append(_detections(bench, segment, answer))
-        if len(found) % TELL_EVERY == 0:
-            bench.progress(len(found), len(frames))
+    said: Generator[Answer, None, None] = answers(bench.model(MODEL), frames, bench.batch)
+    if bench.batch > 1:  # a GPU computes the next batch while this one is read
+        said = ahead(said, bench.checkpoint, depth=2 * bench.batch)
+    with closing(said):
+        for answer in said:
+            found.append(_detections(bench, segment, answer))
+            if len(found) % TELL_EVERY == 0:
+                bench.progress(len(found), len(frames))
     return _seen(bench, segment, found, clock)
 
 
