@@ -20,9 +20,9 @@ def fetched(folder, port, path):
 @pytest.fixture
 def hosts():
     """Two hosts that listen on one port; the name leads to the open one first, and to the inner one ever after."""
-    with (
-        Web({"/a": body_of(b"open"), "/again": leads_to("/a")}, address=OPEN) as web,
-        Web({"/a": body_of(b"inner"), "/again": body_of(b"inner")}, port=web.port) as inner,
+    with (  # the port is found where everybody's are, and is hardly taken on the other address
+        Web({"/a": body_of(b"inner"), "/again": body_of(b"inner")}) as inner,
+        Web({"/a": body_of(b"open"), "/again": leads_to("/a")}, address=OPEN, port=inner.port) as web,
     ):
         yield web, inner
 

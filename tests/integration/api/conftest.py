@@ -32,10 +32,20 @@ def api_valkey() -> Iterator[Valkey]:
 @pytest.fixture(scope="session")
 def gateway(api_valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """One gateway that validates its own answers, with small limits."""
-    folder = tmp_path_factory.mktemp("gateway")
-    limits = {"MAX_BODY_BYTES": "200000", "MAX_UPLOAD_BYTES": "3000000", "MAX_WAIT_S": "2"}
-    with Gateway(free_port(), api_valkey.url, f"{api_valkey.url[:-1]}1", folder, **limits) as running:
+    with small_gateway(api_valkey, tmp_path_factory.mktemp("gateway")) as running:
         yield running
+
+
+@pytest.fixture
+def fresh_gateway(tmp_path: Path) -> Iterator[Gateway]:
+    """Another one, with no job in it."""
+    with Valkey() as store, small_gateway(store, tmp_path) as running:
+        yield running
+
+
+def small_gateway(store: Valkey, folder: Path) -> Gateway:
+    limits = {"MAX_BODY_BYTES": "200000", "MAX_UPLOAD_BYTES": "3000000", "MAX_WAIT_S": "2"}
+    return Gateway(free_port(), store.url, f"{store.url[:-1]}1", folder, **limits)
 
 
 @pytest.fixture
