@@ -211,12 +211,13 @@ class Heart:
     def _end_worker(self, why: str, code: int = STOOD_STILL) -> None:
         """Whoever supervises the worker starts it anew; what its children hold is given back before."""
         logger.error("worker_ends_itself", why=why, device=self._device.name)
-        for child in self._children:
-            for token in list(child.holds)[:1]:
-                self._kill(child, token, Cause.GIVEN_BACK, GIVEN_BACK)
         for child in list(self._children):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child.pid, signal.SIGKILL)
+            child.verdict = ("", Cause.GIVEN_BACK, GIVEN_BACK)  # whatever it holds
+            self._listen(child, time.monotonic())
+            if child.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGKILL)
+            self._listen(child, time.monotonic())  # its last words may be of claims
             with contextlib.suppress(StoreUnavailable):
                 self._bury(child)
         with contextlib.suppress(StoreUnavailable):

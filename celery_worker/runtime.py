@@ -94,6 +94,7 @@ class Runtime:
         self._terms = Terms(allowed(settings.allowed_hosts), settings.max_upload_bytes, settings.max_fetch_s)
         self._beside = ThreadPoolExecutor(1, "beside")
         self.models = Models(settings.models_dir, device, self._line.loaded)
+        self._device_lost = False
         self._too_large = OrderedDict[PartKey, float]()  # parts that ran out of this device's memory, and when
         self.batches: dict[str, Batch] = {}  # by task; what is not in it takes one input at a time
 
@@ -115,6 +116,8 @@ class Runtime:
 
         Returns when Celery may acknowledge.
         """
+        if self._device_lost:
+            raise Reject("the device vanished, and its worker ends", requeue=True)
         if self._shuns(at):
             self._store.strand([at])
             return
@@ -279,6 +282,7 @@ class Runtime:
             case _ if self._device.kind != "cpu" and is_device_lost(error):
                 logger.error("device_lost", device=self._device.name, exc_info=error)
                 self._line.device_lost()
+                self._device_lost = True
                 return Verdict(Cause.GIVEN_BACK, DEVICE_LOST, delay_s=0.0)
             case FilesUnavailable() | FilesFull():
                 logger.error("files_away", exc_info=error)

@@ -43,6 +43,7 @@ class Turn:
     def __init__(self, desk: Desk, stage: Stage, batch: Batch) -> None:
         self._desk, self._stage, self._batch = desk, stage, batch
         self._ending: Future[None] | None = None
+        self._lost: Broken | None = None  # the device has gone: nothing more is tried, or claimed
 
     def run(self, claim: Claim | None) -> None:
         """Until nothing is ready or time is up. Returns when all that it claimed is settled."""
@@ -52,8 +53,9 @@ class Turn:
             while held:
                 self._batch.had_company = len(held) > 1
                 for pack in self._packed(held):
-                    self._settle(self._looked(pack, self._batch.size))
-                held = self._gather([]) if time.monotonic() < until else []
+                    lost = self._lost
+                    self._settle([(one, lost) for one in pack] if lost else self._looked(pack, self._batch.size))
+                held = self._gather([]) if time.monotonic() < until and self._lost is None else []
         finally:
             self._settled()
 
@@ -112,7 +114,8 @@ class Turn:
                 self._settle([(one, Broken(Dismissed())) for one in ended])
                 return self._looked([one for one in pack if one not in ended], size)
             if is_device_lost(error):
-                return [(one, Broken(error)) for one in pack]
+                self._lost = lost = Broken(error)
+                return [(one, lost) for one in pack]
             halved = is_out_of_memory(error) and self._batch.halve()
             if len(pack) == 1 and halved:
                 return self._looked(pack, size)
