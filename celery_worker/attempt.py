@@ -13,6 +13,7 @@ from typing import Any
 
 from celery_worker.hands import JobLog, WorkerHands
 from celery_worker.workbench import Workbench
+from jobs import log
 from jobs.model import Claim
 
 stage_logger = logging.getLogger("gristmill.stage")
@@ -53,9 +54,7 @@ class Attempt:
         own = logging.Logger(stage_logger.name)
         own.parent = stage_logger
         own.addHandler(job_log)
-        at = claim.at
-        fields = {"job_id": at.job_id, "stage": claim.stage.name, "index": at.index, "fence": claim.fence}
-        self._log = logging.LoggerAdapter(own, fields)
+        self._log = logging.LoggerAdapter(own, log.about(claim))
         self.hands = hands_of(claim, scratch)
 
     def begin(self) -> tuple[Workbench, Any]:

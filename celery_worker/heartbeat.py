@@ -42,7 +42,7 @@ from celery_worker.line import (
 from celery_worker.metrics import WorkerCounts
 from celery_worker.watchdog import Signs, Watchdog
 from celery_worker.workbench import Device
-from jobs import log
+from jobs import forks, log
 from jobs.dispatch import Bell, open_bell
 from jobs.errors import ClaimLost, StoreUnavailable
 from jobs.model import Cause, Claim, JobError, PartKey, Presence, Ring, Standing
@@ -137,10 +137,7 @@ class Heart:
 
     def start(self) -> None:
         """Beat from now on. Before the first child is made, so that each finds its line."""
-        # A child that is forked in the middle of a beat would have the locks that it holds, a module's that is just
-        # being imported among them, and nobody there to release them.
-        beating = self._beating
-        os.register_at_fork(before=beating.acquire, after_in_parent=beating.release, after_in_child=beating.release)
+        forks.wait_for(self._beating)
         self._thread.start()
 
     def shut_down(self) -> None:

@@ -173,13 +173,16 @@ class Runtime:
             nullcontext(),
             within_s=CLAIM_S,
         )
+        wanted: list[Claim] = []
         for claim in found:
-            if self._shuns(claim.at):
-                self._line.hold(claim)
-                with suppress(ClaimLost):
-                    self._fail(claim, Verdict(Cause.GIVEN_BACK, OUT_OF_MEMORY, delay_s=1.0))
-                self._line.release(claim)
-        return [claim for claim in found if not self._shuns(claim.at)]
+            if not self._shuns(claim.at):
+                wanted.append(claim)
+                continue
+            self._line.hold(claim)
+            with suppress(ClaimLost):
+                self._fail(claim, Verdict(Cause.GIVEN_BACK, OUT_OF_MEMORY, delay_s=1.0))
+            self._line.release(claim)
+        return wanted
 
     def hold(self, claim: Claim, scratch: Path | None = None) -> Attempt:
         """Let the parent renew it, and make its place of work."""

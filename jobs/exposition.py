@@ -6,13 +6,12 @@ The gateway serves its own at API_PORT; this is for processes that speak no HTTP
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from typing import Any
 
 from prometheus_client import CollectorRegistry, start_http_server
 
-from jobs import log
+from jobs import forks, log
 from jobs.settings import Settings
 
 AGAIN_S = 2.0  # between two tries of a port that somebody else has: a worker's killed predecessor may hold it a while
@@ -31,11 +30,7 @@ class Exposition:
         if not self._open():
             # To open asks a resolver for the host's name, with an import on the way: no child is forked in its middle.
             self._opening = threading.Lock()
-            os.register_at_fork(
-                before=self._opening.acquire,
-                after_in_parent=self._opening.release,
-                after_in_child=self._opening.release,
-            )
+            forks.wait_for(self._opening)
             self._thread.start()
 
     def forget(self) -> None:

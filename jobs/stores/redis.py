@@ -323,9 +323,7 @@ class RedisStore:
         return looks.longest_waits(self._link)
 
     def now(self) -> float:
-        with answering():
-            seconds, us = self._link.client.time()
-        return float(seconds + us / 1e6)
+        return self._link.now()
 
     # -- watching ---------------------------------------------------------------------------------------------
 
@@ -345,11 +343,7 @@ class RedisStore:
         self._link.run("announce", worker.name, records.dumps(asdict(worker)), int(ttl_s * 1000))
 
     def workers(self) -> list[Presence]:
-        with answering():
-            seconds, us = self._link.client.time()
-            until = dict(self._link.client.zrangebyscore("workers", seconds * 1000 + us / 1000, "inf", withscores=True))
-            told = self._link.client.hmget("workers:told", sorted(until)) if until else []
-        return [Presence.of(json.loads(text)) for text in told if text]
+        return looks.present(self._link)
 
     def counts(self) -> dict[tuple[str, Status], int]:
         with answering():

@@ -39,6 +39,12 @@ class Link:
             self.client.ping()
         self._check()
 
+    def now(self) -> float:
+        """The server's clock, seconds since 1970."""
+        with answering():
+            seconds, us = self.client.time()
+        return float(seconds + us / 1e6)
+
     def _check(self) -> None:
         """Once, at the first call: refuse what cannot keep the promises."""
         if not self._checked:

@@ -1,11 +1,11 @@
-"""Looks at the records in Redis: what is dead, what waits for long, whose files are needed."""
+"""Looks at Redis: what is dead, what waits for long, whose files are needed, which workers are there."""
 
 from __future__ import annotations
 
 import json
 
 from jobs.errors import JobNotFound
-from jobs.model import DeadPart, PartKey, Status
+from jobs.model import DeadPart, PartKey, Presence, Status
 from jobs.stores import redis_records as records
 from jobs.stores.redis_link import Link, answering, wire
 
@@ -33,7 +33,7 @@ def dead(link: Link, limit: int) -> list[DeadPart]:
 def longest_waits(link: Link) -> dict[str, float]:
     """By task: for how long the oldest ready part has been so."""
     with answering():
-        now_s, us = link.client.time()
+        now = link.now()
         longest: dict[str, float] = {}
         for queue in link.client.smembers("queues"):
             for list_ in (b"rung", b"unrung"):
@@ -47,9 +47,17 @@ def longest_waits(link: Link) -> dict[str, float]:
                 for (pipeline, stage), text in zip(found[::2], found[1::2], strict=True):
                     if pipeline and text:
                         task = f"{pipeline.decode()}.{stage.decode()}"
-                        waits_s = now_s + us / 1e6 - json.loads(text)["ra"] / 1000
+                        waits_s = now - json.loads(text)["ra"] / 1000
                         longest[task] = max(longest.get(task, 0.0), waits_s)
     return longest
+
+
+def present(link: Link) -> list[Presence]:
+    """The workers that are there, by name."""
+    with answering():
+        names = link.client.zrangebyscore("workers", link.now() * 1000, "inf")
+        told = link.client.hmget("workers:told", sorted(names)) if names else []
+    return [Presence.of(json.loads(text)) for text in told if text]
 
 
 def needed(link: Link, job_id: str) -> frozenset[tuple[PartKey, int]] | None:
