@@ -146,7 +146,8 @@ class AmqpBroker:
             try:
                 return channel.queue_declare(wire_name(queue, self._type), passive=True)
             except NotFound:
-                self._drop_channel()
+                channel.close()  # which amqp has opened again: a connection has 2,047 at most
+                self._channel = None
                 return None
 
     def close(self) -> None:
@@ -195,9 +196,6 @@ class AmqpBroker:
         self._returned.add(returned.properties.get("correlation_id", ""))
         self._declared.discard(queue)
         logger.warning("ring_returned", queue=queue, error=str(error))
-
-    def _drop_channel(self) -> None:
-        self._channel = None
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:

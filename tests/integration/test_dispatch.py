@@ -65,6 +65,15 @@ def test_a_queue_nobody_declared_is_empty_and_the_connection_goes_on(broker_url)
     broker.close()
 
 
+def test_a_queue_nobody_declared_may_be_asked_for_as_often_as_one_likes(rabbitmq_url):
+    # Given RabbitMQ, whose connections have 2,047 channels at most, and answer such a question by closing one
+    broker = open_broker(rabbitmq_url)
+    # When a sweeper asks longer than that
+    # Then it is answered
+    assert {broker.depth("nobody") for _ in range(2_100)} == {0}
+    broker.close()
+
+
 def test_quorum_queues_have_names_of_their_own(rabbitmq_url):
     broker = AmqpBroker(rabbitmq_url, "quorum")
     assert len(broker.publish(rings(4, 4))) == 2
