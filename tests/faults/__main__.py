@@ -8,15 +8,18 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import groupby
 
-from tests.faults import cases, table
+from tests.faults import cases, lanes, table
 from tests.faults.case import CASES, Case
 from tests.faults.installation import PAIRS, Pair
 from tests.faults.places import give_back_leftovers
 from tests.faults.processes import end_leftovers
 from tests.faults.runner import Row, Stage
 
-LONG_S = 1_000.0  # cases that may take longer come last
+Turn = tuple[Case, Pair]
 
 
 def main() -> int:
@@ -29,24 +32,28 @@ def main() -> int:
     turns = list(plan(asked))
     if not turns:
         sys.exit("No case fits what was asked for.")
-    say(f"{len(turns)} rows; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores.")
+    say(f"{len(turns)} rows in {asked.lanes} lanes; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores.")
     say(table.heading())
-    rows: list[Row] = []
     began = time.monotonic()
     of_case = Counter(case.number for case, _ in turns)
-    stage = Stage(say)
-    try:
-        for case, pair in turns:
-            if asked.minutes and time.monotonic() - began > 60 * asked.minutes:
-                say(f"case {case.number} ({pair.store}, {pair.broker}) is left out: the time is over")
-                continue
-            jobs = asked.jobs or (case.jobs // of_case[case.number] if case.shared and not asked.matrix else case.jobs)
-            rows.append(stage.run(case, pair, short=asked.short, jobs=0 if asked.short else jobs))
-            say(table.line(rows[-1]))
-            if notes := table.notes(rows[-1]):
-                say(notes)
-    finally:
-        stage.close()
+
+    def play(group: Sequence[Turn]) -> Iterator[Row]:
+        stage = Stage(say)
+        try:
+            for case, pair in group:
+                jobs = asked.jobs or (case.jobs // of_case[case.number] if case.shared and not asked.matrix else 0)
+                yield stage.run(case, pair, short=asked.short, jobs=0 if asked.short else jobs)
+        finally:
+            stage.close()
+
+    rows: list[Row] = []
+    beside, quiet = ([turn for turn in turns if turn[0].is_quiet is is_quiet] for is_quiet in (False, True))
+    for some, side_by_side in ((beside, asked.lanes), (quiet, 1)):
+        with closing(lanes.rows(grouped(some), side_by_side, play)) as played:
+            for row in played:
+                rows.append(row)
+                say("\n".join(filter(None, (table.line(row), table.notes(row)))))
+    rows.sort(key=lambda row: (row.case.number, PAIRS.index(row.pair)))
     say(f"\n{table.heading()}")
     for row in rows:
         say(table.line(row))
@@ -55,11 +62,12 @@ def main() -> int:
             say(notes)
     say(f"figure load {os.getloadavg()[0]:.1f}")
     say(table.figures(rows))
+    say(f"figure minutes {(time.monotonic() - began) / 60:.1f}")
     return int(any(row.missed for row in rows))
 
 
-def plan(asked: argparse.Namespace) -> list[tuple[Case, Pair]]:
-    """Cases and pairs, those of one installation in a row."""
+def plan(asked: argparse.Namespace) -> list[Turn]:
+    """Cases and pairs, in the order of the table."""
     chosen = [CASES[n] for n in sorted(CASES) if not asked.case or n in asked.case]
     if asked.short:
         chosen = [case for case in chosen if case.few]
@@ -72,12 +80,19 @@ def plan(asked: argparse.Namespace) -> list[tuple[Case, Pair]]:
     usual = [(case, pair) for case, pair in turns if pair in case.pairs]
     if usual and not asked.matrix:  # a case that was asked for on a pair where it usually does not run, runs there
         turns = usual
-    return sorted(turns, key=_order)
+    return turns
 
 
-def _order(turn: tuple[Case, Pair]) -> tuple[object, ...]:
-    case, pair = turn
-    return (case.limit_s > LONG_S, case.alone, PAIRS.index(pair), sorted(map(str, case.settings.items())), case.number)
+def grouped(turns: Sequence[Turn]) -> list[list[Turn]]:
+    """What can share an installation together, the longest first: the last one to end then ends soon."""
+
+    def installation(turn: Turn) -> tuple[object, ...]:
+        case, pair = turn
+        alone = case.number if case.alone else 0
+        return (alone, PAIRS.index(pair), sorted(map(str, case.settings.items())), case.queues)
+
+    groups = [list(group) for _, group in groupby(sorted(turns, key=installation), key=installation)]
+    return sorted(groups, key=len, reverse=True)
 
 
 def say(text: str) -> None:
@@ -94,7 +109,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--matrix", choices=("", "full"), default="", help="full: every case on all four pairs")
     parser.add_argument("--short", action="store_true", help="the smaller set of `make test`")
     parser.add_argument("--jobs", type=int, default=0, help="instead of each case's own number")
-    parser.add_argument("--minutes", type=float, default=0, help="begin no row after so many")
+    parser.add_argument("--lanes", type=int, default=2, help="rows side by side, but for those that measure rates")
     return parser.parse_args()
 
 

@@ -24,8 +24,8 @@ class Case:
     """One fault. `run` gets a scene; `pairs` are those where it differs, all four are tried with MATRIX=full.
 
     `jobs` of the full run; if `shared`, they are divided between its pairs. `few` of the short set, 0 if it is not in
-    that. `settings` of the processes. `alone`: the installation is used for nothing else before or after. `limit_s`:
-    then the case has hung.
+    that. `settings` of the processes. `alone`: the installation is used for nothing else before or after. `is_quiet`:
+    no other case runs beside it, since it measures rates or memory. `limit_s`: then the case has hung.
     """
 
     number: int
@@ -38,6 +38,7 @@ class Case:
     settings: Mapping[str, object] = field(default_factory=dict)
     queues: tuple[str, ...] = ()
     alone: bool = False
+    is_quiet: bool = False
     limit_s: float = 420.0
 
 

@@ -32,6 +32,7 @@ WATCHED_S = 120.0  # longer than the first fallback ring takes
     jobs=100_000,
     queues=("io",),
     alone=True,
+    is_quiet=True,
     limit_s=1_200.0,
     settings={"LOG_LEVEL": "warning"},
 )

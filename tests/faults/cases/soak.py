@@ -26,7 +26,15 @@ SHARE = 0.7  # of what the installation can do
 SAMPLE_S = 2.0
 
 
-@case(20, f"mixed faults for {SOAK_S:g} s at 70 % load", pairs=(CLASSIC,), jobs=0, alone=True, limit_s=SOAK_S + 600)
+@case(
+    20,
+    f"mixed faults for {SOAK_S:g} s at 70 % load",
+    pairs=(CLASSIC,),
+    jobs=0,
+    alone=True,
+    is_quiet=True,
+    limit_s=SOAK_S + 600,
+)
 def soak(scene: Scene) -> None:
     """Some processes are never touched: it is their memory and file descriptors that are looked at."""
     here = scene.installation
