@@ -71,7 +71,8 @@ def event_view(event: Event) -> dict[str, Any]:
 def log_view(line: LogLine) -> str:
     """One line of the log, as text."""
     text = line.text.replace("\n", "\n  ")
-    return f"{moment(line.time)} {line.level.upper():7} {line.stage}[{line.index}] {text}\n"
+    fence = f"#{line.fence}" if line.fence else ""
+    return f"{moment(line.time)} {line.level.upper():7} {line.stage}[{line.index}]{fence} {text}\n"
 
 
 def artifact_view(job_id: str, artifact: Artifact) -> dict[str, Any]:

@@ -207,9 +207,9 @@ class JobLog(logging.Handler):
         self._stored = time.monotonic()
 
     def emit(self, record: logging.LogRecord) -> None:
-        stage, index = self._claim.stage.name, self._claim.at.index
+        claim, level = self._claim, record.levelname.lower()
         text = clean(record.getMessage(), LINE_CHARS)
-        self._lines.append(LogLine(record.created, record.levelname.lower(), text, stage, index))
+        self._lines.append(LogLine(record.created, level, text, claim.stage.name, claim.at.index, claim.fence))
         if len(self._lines) >= LOG_LINES or time.monotonic() - self._stored >= LOG_S:
             self.flush()
 

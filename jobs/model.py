@@ -358,13 +358,19 @@ class Change:
 
 @dataclass(frozen=True)
 class LogLine:
-    """One line that a stage logged."""
+    """One line that a stage logged. `fence`: in which claim of the part; 0 where an older version wrote the line."""
 
     time: float
     level: str
     text: str
     stage: str
     index: int
+    fence: int = 0
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> LogLine:
+        """From a store's JSON. What a newer version says besides is passed over."""
+        return cls(**{one.name: told[one.name] for one in fields(cls) if one.name in told})
 
 
 @dataclass(frozen=True)

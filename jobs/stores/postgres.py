@@ -147,7 +147,7 @@ class PostgresStore:
 
     def logs(self, job_id: str) -> list[LogLine]:
         some = select(log_lines.c.line).where(log_lines.c.job_id == job_id).order_by(log_lines.c.number)
-        return [LogLine(**row["line"]) for row in self._of_job(job_id, some)]
+        return [LogLine.of(row["line"]) for row in self._of_job(job_id, some)]
 
     def outputs(self, job_id: str, stage: int) -> list[Output]:
         left = select(parts.c.index, parts.c.output, parts.c.error).order_by(parts.c.index)

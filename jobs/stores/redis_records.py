@@ -230,7 +230,7 @@ def change_of(told: bytes) -> Change:
 
 def log_line_of(entry: tuple[bytes, Mapping[bytes, bytes]]) -> LogLine:
     """An entry of a job's stream of log lines."""
-    return LogLine(**json.loads(entry[1][b"line"]))
+    return LogLine.of(json.loads(entry[1][b"line"]))
 
 
 def artifact_of(text: bytes) -> Artifact:

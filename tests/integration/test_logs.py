@@ -79,9 +79,9 @@ def test_one_trace_id_leads_from_the_request_to_the_last_stage(trail):
         # Then the job's own log has the lines of both workers
         told = client.get(f"/jobs/{job['id']}/logs").text.splitlines()
     assert sorted(line.split(" ", 1)[1] for line in told) == [
-        "INFO    here[0] in here",
-        "WARNING there[0] out there 0",
-        "WARNING there[1] out there 1",
+        "INFO    here[0]#1 in here",
+        "WARNING there[0]#1 out there 0",
+        "WARNING there[1]#1 out there 1",
     ]
     # And that trace leads to the gateway's line and to those of every part, each with all that it is about
     mine = [line for line in lines(mill.folder) if line.get("trace_id") == TRACE]

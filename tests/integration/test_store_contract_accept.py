@@ -250,7 +250,7 @@ def test_the_files_of_a_family_go_with_its_last_member(store, store_url, make_jo
 def test_a_log_keeps_its_last_lines(store, make_job):
     # Given a job that logs more than is kept
     job = put(store, make_job())
-    lines = [LogLine(float(n), "info", f"line {n} \u0000\ud800 ü", "only", n) for n in range(LOG_LINES + 50)]
+    lines = [LogLine(float(n), "info", f"line {n} \u0000\ud800 ü", "only", n, n % 3) for n in range(LOG_LINES + 50)]
     # When the lines come in several calls
     store.log(job.id, lines[:7])
     store.log(job.id, [])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.model import ERROR_CODES, NEXT, Job, PartKey, Plan, StagePlan, StageState, Status, each_progress
+from jobs.model import ERROR_CODES, NEXT, Job, LogLine, PartKey, Plan, StagePlan, StageState, Status, each_progress
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,3 +78,12 @@ def _members(node: object, name: str) -> list[dict]:
     if not isinstance(node, dict):
         return []
     return [node] * isinstance(node.get(name), list) + [f for item in node.values() for f in _members(item, name)]
+
+
+def test_a_log_line_of_another_version_is_read():
+    # Given what was stored before lines had a fence, and what a later version may store
+    older = {"time": 1.5, "level": "info", "text": "hello", "stage": "cut", "index": 2}
+    newer = {**older, "fence": 3, "weather": "fine"}
+    # Then both are lines
+    assert LogLine.of(older) == LogLine(1.5, "info", "hello", "cut", 2, fence=0)
+    assert LogLine.of(newer) == LogLine(1.5, "info", "hello", "cut", 2, fence=3)

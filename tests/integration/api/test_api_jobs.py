@@ -128,10 +128,16 @@ def test_only_a_failed_job_can_be_retried(
 
 def test_the_log_is_text(client: httpx2.Client, records: JobStore, submit: Callable[..., Any]) -> None:
     job = submit()
-    records.log(job["id"], [LogLine(1_700_000_000.5, "info", "one\ntwo", "add", 0)])
+    # Given a line, and one of a version that did not know of fences
+    lines = [
+        LogLine(1_700_000_000.5, "info", "one\ntwo", "add", 0, 3),
+        LogLine(1_700_000_001.0, "error", "x", "add", 0),
+    ]
+    records.log(job["id"], lines)
     answer = client.get(f"/jobs/{job['id']}/logs")
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-    assert answer.text == "2023-11-14T22:13:20.500Z INFO    add[0] one\n  two\n"
+    told = "2023-11-14T22:13:20.500Z INFO    add[0]#3 one\n  two\n2023-11-14T22:13:21.000Z ERROR   add[0] x\n"
+    assert answer.text == told
 
 
 @pytest.fixture
