@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from celery_worker.device_errors import is_out_of_memory
 from celery_worker.workbench import Workbench
 
 MIB = 1_048_576
@@ -23,6 +24,9 @@ LEAST_MIB = 64  # what a stage may always ask for, however much its process has 
 def confined(stage: Callable[[Workbench, Any], Any]) -> Callable[[Workbench, Any], Any]:
     """The stage, with `limits.max_memory_mb` as the limit of its process: beyond it MemoryError is raised.
 
+    It is raised too where the stage took a library's want of memory for a fault of the file: GDAL and OpenCV tell the
+    one nearly as they tell the other.
+
     A GPU's driver maps far more than it uses; there the parent's look alone counts.
     """
 
@@ -31,7 +35,12 @@ def confined(stage: Callable[[Workbench, Any], Any]) -> Callable[[Workbench, Any
         if bench.device.kind == "cuda":
             return stage(bench, given)
         with _limit(bench.limits.max_memory_mb):
-            return stage(bench, given)
+            try:
+                return stage(bench, given)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise MemoryError("The stage took more memory than it may.") from error
+                raise
 
     return run
 

@@ -103,6 +103,12 @@ def test_parts_are_packed_in_order(weights, size, expected):
     assert packs(weights, size) == expected
 
 
+def _raised_from(error, cause, while_=None):
+    """As `raise error from cause` leaves it."""
+    error.__cause__, error.__context__ = cause, cause or while_
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -113,6 +119,11 @@ def test_parts_are_packed_in_order(weights, size, expected):
         ),
         (RuntimeError("CUDA failure 2: out of memory ; GPU=0"), True),
         (RuntimeError("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("gdalrasterblock.cpp, 1102: cannot allocate 225000000 bytes"), True),
+        (RuntimeError("(-4:Insufficient memory) Failed to allocate 900000000 bytes in function"), True),
+        (_raised_from(ValueError("cut off"), RuntimeError("out of memory")), True),
+        (_raised_from(ValueError("cut off"), None, while_=MemoryError()), False),
+        (_raised_from(ValueError("cut off"), ValueError("shapes differ")), False),
         (ValueError("shapes differ"), False),
     ],
 )

@@ -84,15 +84,16 @@ def zeros(count: int) -> bytes:
     return start + again * (count // piece - 1) + end[:-4] + struct.pack(">I", (count % 65_521) << 16 | 1)
 
 
-def bomb(path: Path, width: int = 20_000, height: int = 20_000) -> Path:
-    """A few hundred kilobytes that say to be one deflated block of 400 million pixels."""
+def bomb(path: Path, width: int = 20_000, height: int = 20_000, bands: int = 1) -> Path:
+    """A few hundred kilobytes that say to be one deflated block of 400 million pixels; all bands are the same one."""
     rows = zeros(width * height)
     keys = (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, 32631)
     return tiff(
         path,
         {
-            256: (4, (width,)), 257: (4, (height,)), 258: (3, (8,)), 259: (3, (8,)), 262: (3, (1,)),
-            277: (3, (1,)), 322: (4, (width,)), 323: (4, (height,)), 324: (4, (8,)), 325: (4, (len(rows),)),
+            256: (4, (width,)), 257: (4, (height,)), 258: (3, (8,) * bands), 259: (3, (8,)), 262: (3, (1,)),
+            277: (3, (bands,)), 284: (3, (2,)), 322: (4, (width,)), 323: (4, (height,)),
+            324: (4, (8,) * bands), 325: (4, (len(rows),) * bands),
             33550: (12, (0.5, 0.5, 0.0)), 33922: (12, (0.0, 0.0, 0.0, 593_000.0, 5_747_000.0, 0.0)), 34735: (3, keys),
         },
         rows,

@@ -187,6 +187,15 @@ def test_lying_lengths_are_no_reason_to_break(tmp_path):
             continue
 
 
+def test_want_of_memory_is_no_fault_of_the_file(tmp_path):
+    # Given a block that may be decoded, 200 MB of it, and a stage that has not got so much
+    path = rasters.bomb(tmp_path / "a.tif", 14_000, 14_000, bands=4)
+    few = Limits(max_pixels=1, max_memory_mb=1)
+    # Then the job is told so: MemoryError is what a worker calls out-of-memory
+    with pytest.raises(MemoryError):
+        run(FOLDER, {"classes": ["water"], "bands": list(rasters.COLOURS)}, [path], folder=tmp_path / "run", limits=few)
+
+
 def test_limits_of_the_worker_hold_for_pictures_that_are_decoded_whole(tmp_path):
     path = rasters.write(tmp_path / "a.png", rasters.meadow(100, 100)[:3], driver="PNG", names=None)
     limits = Limits(max_pixels=9_999, max_memory_mb=1_000)
