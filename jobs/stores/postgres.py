@@ -1,7 +1,8 @@
 """Records in Postgres: each method is one transaction, READ COMMITTED, on connections that answer or fail in time.
 
-The steps stand beside this file: postgres_clients (what is accepted, listed, retried, forgotten), postgres_work (what
-workers do), postgres_sweep (rings and the sweep), all on postgres_held (a job whose row is locked).
+The steps stand beside this file: postgres_clients (what is accepted, retried, forgotten), postgres_pages (what is
+read), postgres_work (what workers do), postgres_sweep (rings and the sweep), all on postgres_held (a job whose row is
+locked).
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from jobs.model import (
 from jobs.stores import postgres_clients as clients
 from jobs.stores import postgres_lines as lines
 from jobs.stores import postgres_looks as looks
+from jobs.stores import postgres_pages as pages
 from jobs.stores import postgres_sweep as sweep
 from jobs.stores import postgres_work as work
 from jobs.stores.postgres_engine import Connections
@@ -100,7 +102,7 @@ class PostgresStore:
         return waiting
 
     def get(self, job_id: str) -> Job:
-        found = self._db.read(lambda link: clients.by_ids(link, [job_id]))
+        found = self._db.read(lambda link: pages.by_ids(link, [job_id]))
         if not found:
             raise JobNotFound(job_id=job_id)
         return found[0]
@@ -114,7 +116,7 @@ class PostgresStore:
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page:
-        return self._db.read(lambda link: clients.page(link, status, pipeline, label, cursor, limit))
+        return self._db.read(lambda link: pages.page(link, status, pipeline, label, cursor, limit))
 
     def place(self, job_id: str) -> Place | None:
         return self._db.read(lambda link: lines.place(link, job_id, link.scalar(select(CLOCK)) or 0.0))
@@ -173,7 +175,7 @@ class PostgresStore:
         def step(link: Any) -> Sequence[Any]:
             found: Sequence[Any] = link.execute(some).mappings().all()
             if not found:
-                clients.check(link, job_id)
+                pages.check(link, job_id)
             return found
 
         return self._db.read(step)

@@ -1,19 +1,15 @@
-"""A client's side in Postgres: what is accepted, listed, retried and forgotten. Each function is a step."""
+"""A client's side in Postgres: what is accepted, retried and forgotten. Each function is a step."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import (
     Connection,
     RowMapping,
-    Select,
     Table,
     case,
     delete,
@@ -28,12 +24,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from jobs.errors import CursorInvalid, JobNotFailed, JobNotFound, JobsError, KeyReused, TooManyWaiting, UploadNotFound
-from jobs.model import Accepted, Job, Page, PartKey, Ring, StageState, Status, Submission
+from jobs.errors import JobNotFailed, JobNotFound, JobsError, KeyReused, TooManyWaiting, UploadNotFound
+from jobs.model import Accepted, Job, PartKey, Ring, StageState, Status, Submission
 from jobs.store import FINAL_REMOVABLE_S
 from jobs.stores import postgres_lines as lines
 from jobs.stores import postgres_rows as rows
 from jobs.stores.postgres_held import CLOCK, Held, hold, throw_away
+from jobs.stores.postgres_pages import by_ids
 from jobs.stores.postgres_schema import (
     DONE,
     HELD,
@@ -50,7 +47,6 @@ from jobs.stores.postgres_schema import (
 )
 
 PART = ("job_id", "stage", "generation", "index")
-LOOK = 1_000  # how many jobs a page with combined filters looks at
 
 
 class KeyTaken(Exception):
@@ -181,80 +177,6 @@ def _label_rows(job: Job) -> list[dict[str, Any]]:
 def _insert(link: Connection, table: Any, values: Sequence[dict[str, Any]]) -> None:
     if values:
         link.execute(insert(table), values)
-
-
-# -- reading --------------------------------------------------------------------------------------------------
-
-
-def by_ids(link: Connection, ids: Iterable[str]) -> list[Job]:
-    """The records of some jobs, in no order."""
-    return [rows.job_of(row) for row in link.execute(select(jobs).where(jobs.c.id.in_(list(ids)))).mappings()]
-
-
-def check(link: Connection, job_id: str) -> None:
-    """Raises JobNotFound."""
-    if link.scalar(select(jobs.c.id).where(jobs.c.id == job_id)) is None:
-        raise JobNotFound(job_id=job_id)
-
-
-def page(
-    link: Connection,
-    status: Status | None,
-    pipeline: str | None,
-    label: tuple[str, str] | None,
-    cursor: str | None,
-    limit: int,
-) -> Page:
-    """Walk the narrowest index; with filters that combine, over a bounded stretch of it."""
-    combined = sum(one is not None for one in (status, pipeline, label)) > 1
-    look = max(LOOK, limit) if combined else limit
-    stretch = _stretch(status, pipeline, label, _read_cursor(cursor)).limit(look + 1)
-    seen = list(link.execute(stretch))
-    fitting = [
-        (created, job_id)
-        for created, job_id, its_status, its_pipeline in seen[:look]
-        if (status is None or its_status == status.value) and (pipeline is None or its_pipeline == pipeline)
-    ]
-    shown = fitting[:limit]
-    if len(fitting) > limit:
-        following: str | None = _cursor(*shown[-1])
-    else:
-        following = _cursor(seen[look - 1][0], seen[look - 1][1]) if len(seen) > look else None
-    found = {job.id: job for job in by_ids(link, [job_id for _, job_id in shown])} if shown else {}
-    return Page(tuple(found[job_id] for _, job_id in shown if job_id in found), following)
-
-
-def _stretch(
-    status: Status | None, pipeline: str | None, label: tuple[str, str] | None, after: tuple[float, str] | None
-) -> Select[Any]:
-    order = labels.c if label else jobs.c
-    job_id = labels.c.job_id if label else jobs.c.id
-    found = select(order.created, job_id, jobs.c.status, jobs.c.pipeline)
-    if label:
-        found = found.join(jobs, jobs.c.id == labels.c.job_id).where(labels.c.label == rows.label_digest(*label))
-    elif status is not None:
-        found = found.where(jobs.c.status == status.value)
-    elif pipeline is not None:
-        found = found.where(jobs.c.pipeline == pipeline)
-    if after is not None:
-        found = found.where(tuple_(order.created, job_id) < tuple_(*after))
-    return found.order_by(order.created.desc(), job_id.desc())
-
-
-def _cursor(created: float, job_id: str) -> str:
-    return base64.urlsafe_b64encode(rows.dumps([created, job_id]).encode()).decode()
-
-
-def _read_cursor(cursor: str | None) -> tuple[float, str] | None:
-    if cursor is None:
-        return None
-    try:
-        created, job_id = json.loads(base64.b64decode(cursor.encode(), altchars=b"-_", validate=True))
-    except (ValueError, TypeError, RecursionError, binascii.Error):
-        raise CursorInvalid() from None
-    if not isinstance(created, float) or not math.isfinite(created) or not isinstance(job_id, str):
-        raise CursorInvalid()
-    return created, job_id
 
 
 # -- retrying -------------------------------------------------------------------------------------------------

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jobs.errors import CursorInvalid
 from jobs.model import Job, Page, Status
+from jobs.stores import cursors
 from jobs.stores import redis_records as records
 from jobs.stores.redis_link import Link, answering, wire
 
@@ -27,7 +24,7 @@ def page(
 ) -> Page:
     """Up to `limit` jobs that fit every filter. Raises CursorInvalid."""
     index = _index(status, pipeline, label)
-    after = _read_cursor(cursor)
+    after = cursors.read(cursor, int)
     jobs: list[Job] = []
     asked = max(limit, STEP) if label else limit
     for _ in range(STEPS):
@@ -38,10 +35,10 @@ def page(
                 jobs.append(job)
             if len(jobs) == limit:
                 more = _ids(link, index, after, 1)
-                return Page(tuple(jobs), _cursor(after) if more else None)
+                return Page(tuple(jobs), cursors.write(*after) if more else None)
         if len(ids) < asked:
             return Page(tuple(jobs))
-    return Page(tuple(jobs), _cursor(after) if after else None)
+    return Page(tuple(jobs), cursors.write(*after) if after else None)
 
 
 def label_index(key: str, value: str) -> str:
@@ -80,19 +77,3 @@ def _index(status: Status | None, pipeline: str | None, label: tuple[str, str] |
     if pipeline:
         return f"jobs:pipeline:{pipeline}" + (f":status:{status.value}" if status else "")
     return f"jobs:status:{status.value}" if status else "jobs:all"
-
-
-def _cursor(after: tuple[int, str]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(after).encode()).decode()
-
-
-def _read_cursor(cursor: str | None) -> tuple[int, str] | None:
-    if cursor is None:
-        return None
-    try:
-        created, job_id = json.loads(base64.b64decode(cursor.encode(), altchars=b"-_", validate=True))
-    except (ValueError, TypeError, binascii.Error, RecursionError):
-        raise CursorInvalid() from None
-    if type(created) is not int or not isinstance(job_id, str) or not 0 <= created < 2**53:
-        raise CursorInvalid()
-    return created, job_id
