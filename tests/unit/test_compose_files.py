@@ -16,6 +16,7 @@ from jobs.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = ("docker-compose.yml", "docker-compose.cluster.yml", "docker-compose.worker.yml")
 STACK = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+SHARED = ("dispatch.py", "exposition.py")  # what a worker runs of jobs/ with the settings in its hand
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
 
 
@@ -73,6 +74,31 @@ def test_every_setting_reaches_our_containers():
     for service in ("api", "worker-io", "sweeper"):
         # Then compose passes each of them
         assert names - set(STACK[service]["environment"]) == set()
+
+
+def test_a_worker_on_another_host_is_told_all_that_it_reads():
+    # Given the settings that the workers' code reads, and those of what it uses of jobs/
+    read = set()
+    for file in (*(ROOT / "celery_worker").glob("*.py"), *(ROOT / "jobs" / name for name in SHARED)):
+        read |= set(re.findall(r"\bsettings\.([a-z_]+)", file.read_text()))
+    names = {name.upper() for name in read & Settings.model_fields.keys()}
+    assert {"MAX_FETCH_S", "WATCHDOG_S", "BROKER_URL"} <= names
+    # Then the second host's compose file passes each of them
+    for name, service in services("docker-compose.worker.yml").items():
+        assert names - set(service["environment"]) == set(), name
+
+
+def test_every_image_port_and_number_of_containers_comes_from_the_env_file():
+    # Given every service of the stack, of a cluster and of a second host
+    for file in FILES:
+        for name, service in services(file).items():
+            # Then its image has its tag from a variable
+            assert re.fullmatch(r"\$\{IMAGES\?\}/[a-z-]+:\$\{\w+_TAG\?\}|\$\{\w+_IMAGE\?\}", service["image"]), name
+            # And so have its ports, and how many there are of ours
+            for port in service.get("ports", ()):
+                assert re.fullmatch(r"\$\{PUBLISH_ON\?\}:\$\{\w+_PORT\?\}:\d+", port), name
+            if "build" in service and name not in ("flower", "migrate"):
+                assert re.fullmatch(r"\$\{\w+_REPLICAS\?\}", service["deploy"]["replicas"]), name
 
 
 def test_every_variable_of_the_compose_file_is_in_the_env_file():
