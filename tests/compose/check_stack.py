@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import time
@@ -14,7 +15,13 @@ from tests.compose.stack import LOGIN, RABBITMQ_LOGIN, ROOT, Stack, docker
 
 WORKERS = {f"worker-{queues}" for queues in ("preprocess", "inference", "postprocess", "text", "io")}
 OURS = WORKERS | {"api", "sweeper", "flower"}
+OPERATING = (ROOT / "docs" / "operating.md").read_text()
 PICTURES = ROOT / "docs" / "pictures"
+# What the management page has in its column Total, in the row of the queue io.
+DEPTH_OF_IO = """
+[...document.querySelectorAll('table.list tbody tr')].map(row => row.innerText.split('\\t').map(cell => cell.trim()))
+    .filter(cells => cells[1] === 'io').map(cells => Number(cells[7]))[0]
+"""
 PORTS = {
     "proxy": {"8080/tcp", "8443/tcp"},
     "rabbitmq": {"15672/tcp"},
@@ -67,6 +74,11 @@ def test_the_windows_show_what_happens(stack: Stack) -> None:
         queues = stack.get("RABBITMQ_UI_PORT", "/api/queues", auth=RABBITMQ_LOGIN).json()
         assert {"preprocess", "inference", "postprocess", "inference.text", "io"} <= {queue["name"] for queue in queues}
         assert all(isinstance(queue["messages"], int) for queue in queues)
+        # And its own gauges are there for a Prometheus on the inner network
+        ask = (
+            "import urllib.request as r; print(r.urlopen('http://rabbitmq:15692/metrics', timeout=20).read().decode())"
+        )
+        assert "rabbitmq_queue_messages" in stack.compose("exec", "-T", "api", "python", "-c", ask)
     # And RedisInsight is well
     if "redis" in stack.services():
         assert stack.get("REDISINSIGHT_PORT", "/api/health/").status_code == 200
@@ -95,7 +107,11 @@ def test_the_pages_look_as_they_should_in_a_browser(stack: Stack) -> None:
             browser.run("location.hash = '#/queues'")
             listed = browser.wait("postprocess")
             assert all(name in listed for name in ("preprocess", "inference", "postprocess", "io"))
-            time.sleep(6)  # it counts every five seconds
+            # It counts every five seconds, and so often the page is drawn anew.
+            until = time.monotonic() + 30
+            while not (depth := browser.run(DEPTH_OF_IO)) and time.monotonic() < until:
+                time.sleep(0.5)
+            assert depth
             browser.picture(PICTURES / "rabbitmq.jpg")
             for one in waiting:
                 one.dismiss()
@@ -128,6 +144,22 @@ def test_every_key_and_table_has_its_purpose_in_the_docs(stack: Stack) -> None:
     job = next(key for key in keys if re.fullmatch(r"job:[^:]+", key))
     assert "pipeline" in docker("exec", redis, "redis-cli", "HKEYS", job).split()
     assert docker("exec", redis, "redis-cli", "TYPE", f"{job}:events").strip() == "stream"
+
+
+def test_the_doctor_finds_nothing_unsafe_but_the_passwords_of_development(stack: Stack) -> None:
+    # When the doctor looks at the stack from one of its containers, as docs/operating.md says
+    assert "docker compose exec api python -m jobs.doctor" in OPERATING
+    said = stack.compose("exec", "-T", "api", "python", "-m", "jobs.doctor", "--json", check=False)
+    found = json.loads(said.splitlines()[-1])
+    # Then it sees both passwords of .env, and nothing else that is unsafe
+    unsafe = {one["check"]: one["text"] for one in found if one["verdict"] == "unsafe"}
+    assert set(unsafe) == {"store password", "broker password"}, unsafe
+    # And what it could look at is as it should be: no write that was acknowledged is forgotten, every queue is served
+    well = {one["check"] for one in found if one["verdict"] == "ok"}
+    assert well >= {"store", "clock", "disk", "waits", "queues"}
+    for name, server in zip(("broker", "store"), stack.servers.split("-"), strict=True):
+        if server == "redis":
+            assert {f"{name} AOF", f"{name} eviction"} <= well
 
 
 def test_our_containers_have_no_rights_and_nothing_is_open(stack: Stack) -> None:
