@@ -14,8 +14,8 @@ from tests.compose.conftest import FIGURES, bytes_of
 from tests.compose.stack import Stack, docker
 
 IMAGE = "gristmill/worker-vision-gpu:dev"
-# What the part of ONNX Runtime that speaks CUDA is linked to, or opens for convolutions and Fourier transforms: those that
-# cannot be had after the preloading that a worker does.
+# Says what the CUDA part of ONNX Runtime is linked to, or opens later, and does not find after the preloading that a
+# worker does.
 MISSING = """
 import ctypes, pathlib, re, subprocess, onnxruntime
 onnxruntime.preload_dlls()
