@@ -9,7 +9,7 @@ from typing import Any
 
 from celery_worker.pipelines.document.sentences import Span
 
-TRIM = " \t\r\n'\".,;:()[]\u00ab\u00bb\u2018\u2019\u201c\u201d"
+TRIM = " \t\r\n'\".,;:()[]\u00ab\u00bb\u2018\u2019\u201c\u201d\u200b\u200c\u200d\u200e\u200f\u2060"
 
 Mention = tuple[int, int, str]  # start, end, kind
 

@@ -20,6 +20,7 @@ from celery_worker.hypertext import MAX_DEPTH, Page
 from celery_worker.pipelines.document.read import MAX_CHARACTERS, MAX_PAGES, NOT_TEXT, READ_S
 
 MEMORY_BYTES = 1_610_612_736  # of address space, libraries included
+NEAR = 100_000  # characters: so far ahead a line is looked for on its page
 HYPHEN = re.compile(r"(?<=[^\W\d_])-\n(?=[a-z])")
 WRAPPED = re.compile(r"(?<=[^\n.!?:;])[ \t]*\n[ \t]*(?=[^\n\s\W\d_])")
 
@@ -76,8 +77,25 @@ def html(data: bytes) -> dict[str, Any]:
     seen = Page(page)
     if len(seen.text) > MAX_CHARACTERS:
         return {"error": f"The page has more than {MAX_CHARACTERS} characters of text."}
-    text = _main_text(page) if seen.deepest <= MAX_DEPTH else ""
+    text = mended(_main_text(page), seen.text) if seen.deepest <= MAX_DEPTH else ""
     return {"pages": ["\n\n".join((text or seen.text).splitlines())], "title": seen.title}
+
+
+def mended(main: str, whole: str) -> str:
+    """The main text, its lines as they stand on the page: of a short page the extractor breaks them at each link."""
+    lines: list[str] = []
+    at, is_followed = 0, False  # how far on the page, and whether the line before was found there
+    for line in main.splitlines():
+        stop = whole.find("\n", at)
+        begin = whole.find(line, at, stop if stop >= 0 else len(whole)) if is_followed else -1
+        if begin >= 0:
+            lines[-1] += whole[at:begin] + line
+        else:
+            begin = whole.find(line, at, at + NEAR)
+            lines.append(line)
+        is_followed = begin >= 0
+        at = begin + len(line) if is_followed else at
+    return "\n".join(lines)
 
 
 def _main_text(page: str) -> str:

@@ -67,7 +67,14 @@ def test_a_page_of_the_web_is_its_main_text(tmp_path):
         ("utf-8-sig", "Käse für Zoë"),
         ("utf-16", "Käse für Zoë"),
         ("cp1252", "Käse für Zoë, „schön“ und süß, größer als Öl über Äcker und Flüsse."),
+        ("cp1252", "Le café de José à Málaga est ouvert."),
+        ("cp1252", "São Paulo: corações, 30 °C. ¿Qué hora es? ¡Olé! Don\u2019t worry."),
+        ("cp1250", "Zażółć gęślą jaźń, powiedział Łukasz do kolegi w mieście Łódź."),
+        ("cp1250", "Příliš žluťoučký kůň úpěl ďábelské ódy."),
+        ("cp1250", "Árvíztűrő tükörfúrógép és még sok más őszi szöveg."),
         ("koi8-r", RUSSIAN),
+        ("utf-16-le", "Käse für Zoë"),
+        ("utf-16-be", "Käse für Zoë"),
     ],
 )
 def test_a_text_is_read_in_the_charset_that_it_has(tmp_path, charset, text):
@@ -82,6 +89,22 @@ def test_a_page_that_lies_about_its_charset_is_read_all_the_same(tmp_path, decla
     text = "Käse für Zoë, ein Stück „Brot“."
     page = f'<html><head><meta charset="{declared}"><title>x</title></head><body><p>{text}</p></body></html>'
     assert of(tmp_path, page.encode(real)).text == text
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        # A short page with a menu, of which the extractor makes a line for each piece between two tags
+        (
+            "<nav>Home</nav><p>Barack Obama visited <b>Berlin</b> in 2013.<p>He <i>loved</i> it, he said, loved it.",
+            "Home\n\nBarack Obama visited Berlin in 2013.\n\nHe loved it, he said, loved it.",
+        ),
+        ("<nav>Home</nav><table><tr><th>City</th><th>Land</th></tr></table><dl><dt>Name</dt><dd>An<b>na</b></dd></dl>",
+         "Home\n\nCity\n\nLand\n\nName\n\nAnna"),
+    ],
+)  # fmt: skip
+def test_a_sentence_on_a_page_is_not_broken_at_its_tags(tmp_path, page, text):
+    assert of(tmp_path, f"<html><body>{page}</body></html>".encode()).text == text
 
 
 def test_characters_that_nobody_can_store_are_replaced_one_by_one():

@@ -128,6 +128,26 @@ def test_sentences_keep_to_their_paragraphs_and_pages():
     assert text[slice(*first)] == "A heading without a stop"
 
 
+def told(text):
+    return [text[start:end] for start, end in sentences_of(text, [(0, len(text))])]
+
+
+def test_a_long_paragraph_is_cut_between_its_sentences():
+    # Given a paragraph on one line that no model would hold as a whole
+    one = "The mayor of Rotterdam opened the new bridge on Monday and everyone in Delft was happy about it."
+    assert told(" ".join([one] * 200)) == [one] * 200
+
+
+def test_flags_families_and_scripts_without_blanks_are_cut_where_they_end():
+    assert told("We won \U0001f680. \U0001f1f3\U0001f1f1 is happy.")[-1].endswith("\U0001f1f3\U0001f1f1 is happy.")
+    family = "\U0001f468\u200d\U0001f469\u200d\U0001f467 They ate in Paris."
+    assert told(f"He loves it. {family}") == ["He loves it.", family]
+    assert told("\u6211\u4eec\u559c\u6b22\u3002\u660e\u5e74\uff01") == [
+        "\u6211\u4eec\u559c\u6b22\u3002",
+        "\u660e\u5e74\uff01",
+    ]
+
+
 def test_a_word_without_end_and_sentences_without_end_are_bounded(monkeypatch):
     # Given one word of 100,000 letters, then it is cut into pieces that a model can hold
     long = "a" * 100_000
@@ -139,8 +159,21 @@ def test_a_word_without_end_and_sentences_without_end_are_bounded(monkeypatch):
         sentences_of(many, [(0, len(many))])
 
 
-def test_a_few_words_are_taken_for_english():
-    assert language_of("OK.")["confidence"] == 0.0
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("en", "OK."),
+        ("en", "It was great in Paris."),
+        ("en", "Jose Garcia visited Sao Paulo. He loved it."),  # rather Spanish, and possibly English
+        ("zh", "我们非常喜欢这个城市\u3002"),
+        ("hi", "महापौर ने कल नया पुल खोला।"),
+        ("es", "La sopa estaba fría pero nos encanta el jardín."),  # not surely Spanish, surely not English
+        ("nl", "Wij gaan morgen met de trein."),
+        ("de", "The bridge was opened. Die Brücke ist sehr schön geworden, sagte er. Alle waren sehr froh."),
+    ],
+)
+def test_a_short_text_is_english_unless_it_hardly_can_be(code, text):
+    assert language_of(text)["code"] == code
 
 
 @pytest.mark.parametrize("text", ["", "\u0000", "\ud800", "\ufeff \n"])
@@ -160,6 +193,7 @@ def test_a_document_can_be_dismissed_while_it_is_worked_on():
         {"entities": ["DOG"]},
         {"categories": {"a": ""}},
         {"categories": {"\n": "abc"}},
+        {"categories": {"other": "abc"}},
         {"key_sentences": 21},
     ],
 )

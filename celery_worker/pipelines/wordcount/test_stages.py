@@ -297,6 +297,11 @@ def test_words_are_letters_and_what_holds_them_together():
     assert max(map(len, found)) < 20
 
 
+def test_what_stands_in_cells_and_lists_is_not_one_word():
+    page = "<nav>Home</nav><table><tr><th>City</th><th>Land</th></tr></table><dl><dt>Name</dt><dd>An<b>na</b></dd></dl>"
+    assert Page(page).text.split("\n") == ["Home", "City", "Land", "Name", "Anna"]
+
+
 def test_a_language_is_declared_told_or_guessed():
     dutch = words_of("De molen staat aan de dijk en het water is hoog, maar de molenaar slaapt niet.")
     assert language_of("nl-BE", dutch, "en") == "nl"
