@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from a2wsgi import WSGIMiddleware
@@ -35,6 +35,9 @@ from api.services import Services
 from api.shortcuts import Routing, Ui
 from jobs.errors import JobsError, PipelineBroken
 from jobs.pipeline import Pipelines
+
+if TYPE_CHECKING:
+    from api.spans import RequestSpans
 
 SPEC = Path(__file__).resolve().parent.parent / "swagger.yaml"
 FLASK_THREADS = 64  # Connexion's own bridge has 10
@@ -60,7 +63,15 @@ def create_app(services: Services, *, validate_responses: bool = False) -> ASGIA
         app.add_error_handler(kind, problems.answer)
     app.add_api(copy.deepcopy(spec))
     _quiet()
-    return Door(app)
+    return Door(app, _spans(services, spec))
+
+
+def _spans(services: Services, spec: Mapping[str, Any]) -> RequestSpans | None:
+    if services.spans is None:
+        return None
+    from api.spans import RequestSpans
+
+    return RequestSpans(services.spans, spec)
 
 
 def _middlewares(max_body_bytes: int) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from connexion.middleware.abstract import ROUTING_CONTEXT
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,36 +13,47 @@ from api.problems import BodyUnreadable, ParametersInvalid
 from jobs import log
 from jobs.trace import taken_over, trace_id
 
+if TYPE_CHECKING:
+    from api.spans import RequestSpans
+
 TRACE = "gristmill.trace"  # where the scope holds the request's trace
 
 
 class Door:
-    """One spelling of the media type, HEAD without trouble, only what can be decoded, and a count of every answer."""
+    """One spelling of the media type, HEAD without trouble, only what can be decoded, and a count of every answer.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    With `spans` a POST has one: any of them may make a job.
+    """
+
+    def __init__(self, app: ASGIApp, spans: RequestSpans | None = None) -> None:
+        self._app, self._spans = app, spans
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        status = 500
+        status, answered = 500, []
 
         async def counted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answered = message["status"], message["headers"]
             await send(message)
 
-        trace = taken_over(dict(scope["headers"]).get(b"traceparent", b"").decode("latin-1"))
+        header = dict(scope["headers"]).get(b"traceparent", b"").decode("latin-1")
+        span = self._spans.begin(header) if self._spans and scope["method"] == "POST" else None
+        trace = span.trace if span else taken_over(header)
         log.bind(trace_id=trace_id(trace))
         scope = {**scope, "extensions": dict(scope.get("extensions") or {}), TRACE: trace}
         try:
             await self._let_in(scope, receive, counted)
         finally:
             operation = scope["extensions"].get(ROUTING_CONTEXT, {}).get("operation_id") or "none"
-            metrics.answered(operation.rpartition(".")[2], status, time.perf_counter() - began)
+            operation = operation.rpartition(".")[2]
+            metrics.answered(operation, status, time.perf_counter() - began)
+            if self._spans and span:
+                self._spans.end(span, operation, status, answered)
 
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         if refused := _refusal(scope):

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 import flask
@@ -19,7 +19,11 @@ from jobs.model import Artifact, Job, Ring, Upload
 from jobs.pipeline import Pipeline, Pipelines
 from jobs.settings import Settings
 from jobs.store import JobStore, open_store
+from jobs.trace import open_spans
 from jobs.values import unpack
+
+if TYPE_CHECKING:
+    from jobs.spans import Spans
 
 ID = re.compile(r"[0-9A-Za-z._-]{1,64}")  # nothing else was ever given out; some stores refuse a NUL or a brace
 PORTS = {"amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379}
@@ -30,7 +34,8 @@ RESULT_PARTS = 100  # a result of more parts is not put into the job's document;
 class Services:
     """The seam of `create_app`: production passes the real ones, a test passes what it wants to look at.
 
-    `ring` must not wait: it takes rings and publishes them later, or leaves them to the sweeper.
+    `ring` must not wait: it takes rings and publishes them later, or leaves them to the sweeper. `spans` is the way to
+    the collector of traces, where there is one.
     """
 
     settings: Settings
@@ -40,6 +45,7 @@ class Services:
     ring: Callable[[Sequence[Ring]], None]
     broker_answers: Callable[[], bool] = lambda: True
     close: Callable[[], None] = lambda: None
+    spans: Spans | None = None
 
     def job(self, job_id: str) -> Job:
         """Raises JobNotFound."""
@@ -99,10 +105,13 @@ def open_services(settings: Settings) -> Services:
     """The real ones, opened once per process: the ringer's thread does not survive a fork."""
     store = open_store(settings.store_url, result_ttl_s=settings.result_ttl_s, without=settings.without)
     ringer = open_ringer(settings, store)
+    spans = open_spans(settings, "gristmill-gateway")
 
     def close() -> None:
         ringer.close()
         store.close()
+        if spans:
+            spans.close()
 
     return Services(
         settings=settings,
@@ -112,6 +121,7 @@ def open_services(settings: Settings) -> Services:
         ring=ringer.offer,
         broker_answers=_answers(settings.broker_url),
         close=close,
+        spans=spans,
     )
 
 

@@ -1,6 +1,7 @@
 """What being watched costs: metrics, logs and traces on against off: `make bench-gauges`.
 
-On: everything counts and is scraped, logs at `info` go to files, each request and part belongs to a trace.
+On: everything counts and is scraped, logs at `info` go to files, each request and part belongs to a trace and has a
+span in it, which goes to a collector (bench/sink.py).
 Off: the same processes with all of that taken out (bench/bare.py), logs at `error`. Both are whole installations beside
 each other on one RabbitMQ and one Redis with AOF `always`; one rests while the other one is measured.
 
@@ -15,6 +16,7 @@ import contextlib
 import http.client
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -40,6 +42,7 @@ class Side:
     store: str
     port: int = 0
     told: list[int] = field(default_factory=list)
+    collector: int = 0
 
     @property
     def is_watched(self) -> bool:
@@ -47,10 +50,14 @@ class Side:
         return self.name == "on"
 
     def start(self, servers: Servers, queues: tuple[str, ...]) -> None:
-        """A gateway of two processes, a sweeper, and a worker for each queue."""
+        """A gateway of two processes, a sweeper, a worker for each queue; on the watched side a collector too."""
         files = f"file://{servers.folder}/files-{self.name}"
-        level = "info" if self.is_watched else "error"
-        env = {"BROKER_URL": self.broker, "STORE_URL": self.store, "FILES_URL": files, "LOG_LEVEL": level}
+        env = {"BROKER_URL": self.broker, "STORE_URL": self.store, "FILES_URL": files, "LOG_LEVEL": "error"}
+        if self.is_watched:
+            self.collector = free_port()
+            servers.start("sink", ["-m", "bench.sink", str(self.collector)])
+            servers.ready(self.collector, "/")
+            env |= {"LOG_LEVEL": "info", "OTLP_URL": f"http://127.0.0.1:{self.collector}"}
         app = "api.main:app" if self.is_watched else "bench.bare:app"
         self.port = servers.our_gateway(name=f"gateway-{self.name}", app=app, **env)
         programs = {"sweeper": ["-m", "jobs.sweeper"]}
@@ -65,13 +72,18 @@ class Side:
         for port in self.told:
             servers.ready(port, "/metrics")
 
+    def spans_sent(self) -> int:
+        """How many requests with spans the collector has taken."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.collector}/", timeout=20) as answer:
+            return int(answer.read())
+
     @contextlib.contextmanager
     def scraped(self) -> Iterator[None]:
         """Ask for everything that it counts, as Prometheus would; of the other side nobody asks."""
         if not self.is_watched:
             yield
             return
-        done = threading.Event()
+        done, before = threading.Event(), self.spans_sent()
         with ThreadPoolExecutor(1) as pool:
             asking = pool.submit(self._ask, done)
             try:
@@ -79,6 +91,8 @@ class Side:
             finally:
                 done.set()
             asking.result()  # a scrape that failed would make this side cheaper than it is
+        if self.spans_sent() == before:
+            raise RuntimeError("No span came to the collector.")
 
     def _ask(self, done: threading.Event) -> None:
         while True:

@@ -17,13 +17,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 from celery.worker import state
 
+from celery_worker.children import Child, Hold
 from celery_worker.device_watch import DeviceWatch
 from celery_worker.line import (
     DeviceLost,
@@ -50,6 +51,9 @@ from jobs.settings import Settings
 from jobs.store import JobStore, open_store
 from jobs.sweeper import back_off
 
+if TYPE_CHECKING:
+    from celery_worker.spans import PartSpans
+
 ANNOUNCE_S, PRESENT_S = 5.0, 15.0  # how often a worker says that it is there, and how long each word holds
 TICK_S = 0.2  # between two looks at the children
 LOOK_S = 1.0  # a dismissed job is noticed after this, whatever the lease: its worker must be free within 5 s
@@ -70,48 +74,20 @@ GIVEN_BACK = JobError("worker-lost", "The worker was shut down before the part w
 logger = log.get(__name__)
 
 
-@dataclass
-class Hold:
-    """A claim of a child, as the parent sees it."""
-
-    claim: Claim
-    since: float  # moved on by the time that the child waited
-    renewed: float
-    progress: float = 0.0
-    told: float = 0.0  # the progress that the store knows
-    waits_since: float | None = None
-    stop_at: float | None = None  # when the child is killed, once it was told to stop
-
-    def wait(self, since: float | None, now: float) -> None:
-        """Stop the clock of its time limit, or let it go on."""
-        if self.waits_since is not None:
-            self.since += now - self.waits_since
-        self.waits_since = since
-
-    def is_over(self, now: float) -> bool:
-        """Whether the stage itself has taken longer than it may."""
-        return self.waits_since is None and now - self.since > self.claim.stage.time_limit
-
-
-@dataclass
-class Child:
-    """A child process and what it holds. `verdict` is why the parent killed it, and over which claim."""
-
-    connection: Connection
-    young_until: float  # it may load models until then, or until it takes its first part
-    pid: int = 0
-    scratch: str = ""
-    holds: dict[str, Hold] = field(default_factory=dict)
-    verdict: tuple[str, Cause, JobError] | None = None
-    ready: Ready | None = None  # what it found out before its first claim
-
-
 class Heart:
     """The thread that does all this, with a connection to the store of its own."""
 
     def __init__(
-        self, settings: Settings, workplace: Path, device: Device, counts: WorkerCounts, *, grace_s: float = 60.0
+        self,
+        settings: Settings,
+        workplace: Path,
+        device: Device,
+        counts: WorkerCounts,
+        spans: PartSpans | None = None,
+        *,
+        grace_s: float = 60.0,
     ) -> None:
+        self._spans = spans
         self._device, self._name = device, f"{socket.gethostname()}:{os.getpid()}"
         self._announced = -math.inf
         self._watched = DeviceWatch(device)
@@ -219,6 +195,8 @@ class Heart:
                 self._bury(child)
         with contextlib.suppress(StoreUnavailable):
             self._leave()
+        if self._spans:
+            self._spans.close()
         os._exit(code)
 
     def _last_tick(self) -> None:
@@ -244,8 +222,8 @@ class Heart:
         try:
             for word in words(child.connection):
                 match word:
-                    case Holds(claim):
-                        child.holds[claim.token] = Hold(claim, since=now, renewed=now)
+                    case Holds(claim, began):
+                        child.holds[claim.token] = Hold(claim, began, since=now, renewed=now)
                         child.young_until = now
                         self._counts.held(claim)
                     case Progress(token, fraction) if token in child.holds:
@@ -254,6 +232,8 @@ class Heart:
                         child.holds[token].wait(now if waiting else None, now)
                     case Released(token) if hold := child.holds.pop(token, None):
                         self._counts.released(hold.claim, word)
+                        if self._spans:
+                            self._spans.ended(hold.claim, (hold.began, word.over), word.outcome, word.code)
                     case Loaded():
                         self._counts.loaded(word)
                     case Rung(rings):
@@ -367,6 +347,8 @@ class Heart:
             elif self._give_back_at is not None:
                 cause, error = Cause.GIVEN_BACK, GIVEN_BACK
             self._counts.died_with(claim, cause, time.monotonic() - hold.since)
+            if self._spans:
+                self._spans.ended(claim, (hold.began, time.time()), cause.value, error.code)
             if "burial" not in self._settings.without:
                 self._end(claim, cause, error, 0.0 if cause is Cause.GIVEN_BACK else delay_s)
 

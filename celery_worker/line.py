@@ -41,9 +41,10 @@ class Ready:
 
 @dataclass(frozen=True)
 class Holds:
-    """The child has a claim. Renew it."""
+    """The child has a claim. Renew it. `began`: seconds since 1970."""
 
     claim: Claim
+    began: float
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,17 @@ class Waits:
 
 @dataclass(frozen=True)
 class Released:
-    """The claim is finished, failed, or lost. `outcome`: `finished`, or the cause of its failing; none: it was lost."""
+    """The claim is finished, failed, or lost. `outcome`: `finished`, or the cause of its failing; none: it was lost.
+
+    `code` is the error's. `over`: seconds since 1970.
+    """
 
     token: str
+    over: float
     outcome: str = ""
     ran_s: float = 0.0
     kept_bytes: int = 0
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ class ChildLine:
             self._connection = Connection(connecting.detach())
         self._stopped: set[str] = set()
         self._since: dict[str, float] = {}
-        self._ended: dict[str, tuple[str, int]] = {}
+        self._ended: dict[str, tuple[str, int, str]] = {}
         self._lock = threading.Lock()
         self._say(Hello(os.getpid(), str(scratch)))
 
@@ -132,7 +138,7 @@ class ChildLine:
     def hold(self, claim: Claim) -> None:
         """Ask the parent to renew a claim. What it does not need stays here: params may have a megabyte."""
         self._since[claim.token] = time.monotonic()
-        self._say(Holds(replace(claim, params={}, input={}, payload=None)))
+        self._say(Holds(replace(claim, params={}, input={}, payload=None), time.time()))
 
     def progress(self, claim: Claim, fraction: float) -> None:
         """Let the parent pass on how far a part is."""
@@ -151,17 +157,17 @@ class ChildLine:
         finally:
             self.wait(claim, False)
 
-    def ended(self, claim: Claim, outcome: str, kept_bytes: int = 0) -> None:
-        """Note how an attempt ended, for the gauges; its release tells it."""
-        self._ended[claim.token] = (outcome, kept_bytes)
+    def ended(self, claim: Claim, outcome: str, kept_bytes: int = 0, code: str = "") -> None:
+        """Note how an attempt ended, for gauges and traces; its release tells it."""
+        self._ended[claim.token] = (outcome, kept_bytes, code)
 
     def release(self, claim: Claim) -> None:
         """Let go of a claim."""
         with self._lock:
             self._stopped.discard(claim.token)
-        outcome, kept_bytes = self._ended.pop(claim.token, ("", 0))
+        outcome, kept_bytes, code = self._ended.pop(claim.token, ("", 0, ""))
         ran_s = time.monotonic() - self._since.pop(claim.token)
-        self._say(Released(claim.token, outcome, ran_s, kept_bytes))
+        self._say(Released(claim.token, time.time(), outcome, ran_s, kept_bytes, code))
 
     def loaded(self, model: str, seconds: float) -> None:
         """Tell how long a model took to load."""

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from billiard.util import get_logger
 from celery import Celery, bootsteps, signals
@@ -28,6 +28,10 @@ from jobs.exposition import Exposition
 from jobs.model import PartKey, StagePlan
 from jobs.pipeline import Pipeline
 from jobs.settings import Settings
+from jobs.trace import open_spans
+
+if TYPE_CHECKING:
+    from celery_worker.spans import PartSpans
 
 GRACE_S = 60.0
 TURN_S = 0.5  # between two looks of the main loop at its children
@@ -43,6 +47,7 @@ class Parent:
         self._settings, self._device = settings, device
         self._heart: Heart | None = None
         self._exposition: Exposition | None = None
+        self._spans: PartSpans | None = None
         self._pid = 0
         self.grace_s = GRACE_S
         self.workplace = Path()
@@ -82,7 +87,8 @@ class Parent:
         counts = WorkerCounts(self._settings.queues, self._device, self._gpus)
         if self._settings.metrics_port:
             self._exposition = Exposition(counts.registry, self._settings.metrics_host, self._settings.metrics_port)
-        self._heart = Heart(self._settings, self.workplace, self._device, counts, grace_s=self.grace_s)
+        self._spans = _spans(self._settings)
+        self._heart = Heart(self._settings, self.workplace, self._device, counts, self._spans, grace_s=self.grace_s)
         self._heart.start()
         atexit.register(self._close)
         logger.info("worker_started", queues=self._settings.queues, device=self._device.name)
@@ -106,11 +112,15 @@ class Parent:
             heart.close()
             if self._exposition:
                 self._exposition.close()
+            if self._spans:
+                self._spans.close()
 
     def _start_child(self, **_: Any) -> None:
         """In the child, after its fork or spawn. The parent's folder is that of its socket."""
         if self._exposition:
             self._exposition.forget()
+        if self._spans:
+            self._spans.forget()
         try:
             made = runtime.Runtime(self._settings, self._device, Path(os.environ[VARIABLE]).parent)
             made.models.warm_up(models_of_queues(self._settings))
@@ -124,6 +134,14 @@ class Parent:
             logger.exception("child_cannot_start")
             time.sleep(1.0)
             os._exit(1)
+
+
+def _spans(settings: Settings) -> PartSpans | None:
+    if (spans := open_spans(settings, "gristmill-worker")) is None:
+        return None
+    from celery_worker.spans import PartSpans
+
+    return PartSpans(spans)
 
 
 def models_of_queues(settings: Settings) -> list[str]:

@@ -302,7 +302,7 @@ class Runtime:
         error = JobError(verdict.error.code, verdict.error.detail, claim.stage.name, claim.at.index)
         logger.info("part_failed", cause=str(verdict.cause), code=error.code)
         ended = insist(lambda: self._store.fail(claim, verdict.cause, error, delay_s), self._line.waiting(claim))
-        self._line.ended(claim, verdict.cause.value)
+        self._line.ended(claim, verdict.cause.value, code=error.code)
         return ended
 
     def close(self) -> None:

@@ -13,10 +13,19 @@ from typing import Protocol
 class Lock(Protocol):
     """A lock of `threading`."""
 
-    def acquire(self) -> bool: ...
+    def acquire(self, *, timeout: float = -1) -> bool: ...
     def release(self) -> None: ...
 
 
-def wait_for(lock: Lock) -> None:
-    """From now on this process forks only while nobody holds the lock."""
-    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+def wait_for(lock: Lock, most_s: float = -1) -> None:
+    """From now on this process forks only while nobody holds the lock; after `most_s` seconds, if any, all the same."""
+    held: list[bool] = []
+
+    def before() -> None:
+        held.append(lock.acquire(timeout=most_s))
+
+    def after() -> None:
+        if held.pop():
+            lock.release()
+
+    os.register_at_fork(before=before, after_in_parent=after, after_in_child=after)

@@ -48,6 +48,14 @@ def _scheme(*allowed: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _collector(url: str) -> str:
+    parts = urlsplit(url)
+    if url and (parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment):
+        raise ValueError("must be http:// or https:// with a host, and without a query")
+    _ = parts.port  # raises ValueError for one that is none
+    return url
+
+
 def _names(value: object) -> object:
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
@@ -55,6 +63,7 @@ def _names(value: object) -> object:
 BrokerUrl = Annotated[str, _scheme("amqp", "amqps", "redis", "rediss")]
 StoreUrl = Annotated[str, _scheme("redis", "rediss", "postgresql", "postgresql+psycopg2")]
 FilesUrl = Annotated[str, _scheme("file", "s3")]
+OtlpUrl = Annotated[str, AfterValidator(_collector)]
 
 
 class Settings(BaseSettings):
@@ -72,6 +81,9 @@ class Settings(BaseSettings):
         "A worker of several queues takes the next ports too. The gateway's is at API_PORT.",
     )
     metrics_host: str = Field("127.0.0.1", description="On which address: 0.0.0.0 for all of this machine.")
+    otlp_url: OtlpUrl = Field(
+        "", description="Where spans go by OpenTelemetry's OTLP over HTTP, as http://collector:4318; none: nowhere."
+    )
     broker_url: BrokerUrl = Field(description="Where the queues are: amqp:// or redis://.")
     store_url: StoreUrl = Field(description="Where job records are kept: redis:// or postgresql://.")
     files_url: FilesUrl = Field(description="Where bytes are kept: file:///folder or s3://bucket/prefix.")

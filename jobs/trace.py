@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import os
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jobs.settings import Settings
+    from jobs.spans import Spans
 
 TRACEPARENT = re.compile(
     r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]([0-9a-f])(-.*)?"
 )
 
 
-def taken_over(header: str) -> str:
-    """The trace that a request is part of; a new one where it names none that can be read."""
+def read(header: str) -> str:
+    """The trace that a request says it is part of; empty where it names none that can be read."""
     found = TRACEPARENT.fullmatch(header)
     if found is None or (found[1] == "00" and found[5]):  # only later versions may say more
-        return new()
+        return ""
     return f"00-{found[2]}-{found[3]}-0{int(found[4], 16) & 1}"
+
+
+def taken_over(header: str) -> str:
+    """The trace that a request is part of; a new one where it names none that can be read."""
+    return read(header) or new()
 
 
 def new() -> str:
@@ -28,6 +38,30 @@ def new() -> str:
     return f"00-{random[:32]}-{random[32:]}-01"
 
 
+def inside(trace: str) -> str:
+    """A span of its own in the same trace."""
+    return f"{trace[:36]}{os.urandom(8).hex()}{trace[52:]}"
+
+
 def trace_id(trace: str) -> str:
     """What all lines of a trace have in common; nothing for a job of an older version, which has none."""
     return trace[3:35]
+
+
+def span_id(trace: str) -> str:
+    """The span that it names."""
+    return trace[36:52]
+
+
+def is_sampled(trace: str) -> bool:
+    """Whether it is to be recorded: whoever began it has decided that for all of it."""
+    return trace.endswith("1")
+
+
+def open_spans(settings: Settings, service: str) -> Spans | None:
+    """The way to the collector of the settings; None, and no exporter imported, where they name none."""
+    if not settings.otlp_url:
+        return None
+    from jobs.spans import Spans
+
+    return Spans(settings.otlp_url, service)

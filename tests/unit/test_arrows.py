@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ENTRANCES = {
     "api": ["api.app", "api.handlers", "api.intake"],
     "jobs": ["jobs.dispatch", "jobs.files", "jobs.pipeline", "jobs.settings", "jobs.store", "jobs.sweeper"],
+    "celery_worker": ["celery_worker.app", "celery_worker.parent"],
     "gristmill": ["gristmill", "gristmill.cli"],
 }
 
@@ -21,13 +22,28 @@ ENTRANCES = {
     [
         ("api", ["celery_worker", "cv2", "onnxruntime", "av", "gristmill"]),
         ("jobs", ["api", "celery_worker", "gristmill", "connexion", "cv2", "av", "psycopg2"]),
+        ("celery_worker", ["api", "gristmill", "connexion"]),
         ("gristmill", ["jobs", "api", "celery_worker", "celery", "redis"]),
     ],
 )
 def test_a_package_never_brings_what_it_must_not_know(package, never):
     # Given a fresh Python, When the package's entrances are imported
-    probe = f"import sys, {', '.join(ENTRANCES[package])}; print(*sorted({{m.partition('.')[0] for m in sys.modules}}))"
+    brought = {module.partition(".")[0] for module in modules(*ENTRANCES[package])}
+    # Then nothing of it came along
+    assert brought & set(never) == set()
+
+
+def test_who_names_no_collector_imports_no_exporter():
+    # Given everything that opens spans, where settings name a collector (redis-py brings the library's metrics anyway)
+    brought = modules(*ENTRANCES["api"], *ENTRANCES["celery_worker"], *ENTRANCES["jobs"])
+    # Then what makes and sends them came not along
+    never = ("jobs.spans", "api.spans", "celery_worker.spans", "opentelemetry.exporter", "google.protobuf")
+    assert {module for module in brought if module.startswith(never)} == set()
+
+
+def modules(*names: str) -> set[str]:
+    """What a fresh Python has when it has imported those."""
+    probe = f"import sys, {', '.join(names)}; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert found.returncode == 0, found.stderr
-    # Then nothing of it came along
-    assert set(found.stdout.split()) & set(never) == set()
+    return set(found.stdout.split())

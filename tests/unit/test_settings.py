@@ -106,6 +106,13 @@ def test_a_missing_setting_is_named(environment, name):
         ("MAX_WAIT_S", "-1"),
         ("ENVIRONMENT", "staging"),
         ("LOG_LEVEL", "loud"),
+        ("OTLP_URL", "collector:4318"),
+        ("OTLP_URL", "grpc://collector:4317"),
+        ("OTLP_URL", "http://"),
+        ("OTLP_URL", "http://collector:many"),
+        ("OTLP_URL", "http://collector:99999"),
+        ("OTLP_URL", "http://[collector"),
+        ("OTLP_URL", "https://collector/v1/traces?token=x"),
     ],
 )
 def test_a_malformed_setting_is_named(environment, name, value):

@@ -48,6 +48,14 @@ def test_what_cannot_be_read_begins_a_new_trace(header):
     assert TRACE not in made
 
 
+def test_a_span_inside_is_of_the_same_trace_and_has_a_name_of_its_own():
+    for outer in (f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00"):
+        inner = trace.inside(outer)
+        assert (trace.trace_id(inner), trace.is_sampled(inner)) == (TRACE, trace.is_sampled(outer))
+        assert trace.span_id(outer) == SPAN != trace.span_id(inner)
+        assert trace.taken_over(inner) == inner
+
+
 def test_no_two_traces_are_the_same_and_a_job_of_an_older_version_has_none():
     assert len({trace.new() for _ in range(1_000)}) == 1_000
     assert trace.trace_id("") == ""
