@@ -142,6 +142,11 @@ def test_a_file_counts_by_its_content() -> None:
         (b"plain words", "Text/Plain; charset=utf-8", "text/plain"),
         (b"plain words", "not a type", "application/octet-stream"),
         (bytes(100), "", "application/octet-stream"),
+        ((b"G" + bytes(187)) * 5, "text/vnd.trolltech.linguist", "video/mp2t"),  # what Python takes `.ts` for
+        ((bytes(4) + b"G" + bytes(187)) * 5, "", "video/mp2t"),
+        (b"Goods " * 400, "text/plain", "text/plain"),
+        (b"OggS" + bytes(24) + b"\x80theora" + bytes(90), "", "video/ogg"),
+        (b"\x06\x0e\x2b\x34\x02\x05\x01\x01" + bytes(90), "", "application/mxf"),
         (b"\x1aE\xdf\xa3" + bytes(20) + b"webm" + bytes(50), "video/webm", "video/webm"),
     ],
 )

@@ -283,7 +283,7 @@ def _unreadable(path: Path) -> str:
         head = file.read(12)
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free"):
         return "The MP4 file has no usable index: it was cut off, or its recording was never finished."
-    return "The file is not a video that can be read."
+    return "The file is not a video that can be read, and no picture."
 
 
 def _seconds(value: Fraction | float) -> str:

@@ -101,10 +101,14 @@ class Looks:
         self._boxes = bool(job.tasks & {"detect", "track"})
         self._lines, self._source, self._moments = lines, source, job.moments
         self._seen: dict[str, dict[str, Any]] = {}
+        self._shown: list[int] = []
 
     def draw(self, tick: Tick, rgb: np.ndarray, sightings: Sequence[Sighting]) -> np.ndarray:
         """A copy of the frame with everything in it."""
         drawn = rgb.copy()  # the same picture may be held for the next tick
+        if tick.fresh:
+            self._shown.append(0)
+        self._shown[-1] += 1
         for task in ORDER:
             if task == "boxes" and self._boxes:
                 draw(drawn, sightings)
@@ -119,7 +123,7 @@ class Looks:
 
     def found(self) -> dict[str, Any]:
         """What the result says of each task."""
-        return {task: look.found() for task, look in self._made.items()}
+        return {task: look.found(self._shown) for task, look in self._made.items()}
 
 
 def open_source(bench: Workbench, source: Source, checkpoint: Any) -> Clip | Still:

@@ -14,7 +14,8 @@ from jobs.errors import BadInput
 
 STILLS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 NAMED = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv", ".3gp")
-NAMED_STILLS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+NAMED_STILLS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+BRANDS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")  # pictures in an MP4's boxes
 MAX_SOURCES = 1_000  # each has at least one part, and stands in the result
 MAX_MEMBERS = 5_000  # entries of one zip, also those that are passed over
 MAX_GROWTH = 100  # pictures and videos are packed already: what grows further is a bomb
@@ -111,7 +112,8 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, roo
 
 def _is_still(path: Path) -> bool:
     head = _head(path)
-    return head.startswith(STILLS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+    is_webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    return head.startswith(STILLS) or is_webp or (head[4:8] == b"ftyp" and head[8:12] in BRANDS)
 
 
 def _head(path: Path) -> bytes:

@@ -14,7 +14,8 @@ from celery_worker.pipelines.video.decode import Sampling, Tick
 from jobs.errors import BadInput
 
 # Those that hold pixels themselves: Pillow knows others that start programs (EPS) or point elsewhere.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+WHITES = (1, 255, 1_023, 4_095, 16_383, 65_535)  # of 0 to 1, and of the depths that cameras and scanners have
 
 Image.MAX_IMAGE_PIXELS = None  # the job's own limit is looked at before a pixel is decoded
 
@@ -36,7 +37,9 @@ class Still:
         except MemoryError:
             raise
         except UnidentifiedImageError as error:
-            raise BadInput("The file is not a picture that can be read.") from error
+            raise BadInput(
+                f"The file is not a picture that can be read: {', '.join(FORMATS[:-1])} and {FORMATS[-1]} are."
+            ) from error
         except (OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, IndexError, OverflowError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk, not the picture
@@ -58,10 +61,19 @@ class Still:
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
-    """On white, where it can be seen through; 16 bits a channel become 8."""
-    if picture.mode in ("I;16", "I;16B", "I;16L", "I"):
-        return picture.point(lambda value: value / 256).convert("L")
+    """On white, where it can be seen through; deeper shades of grey become 8 bits."""
+    if picture.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+        return _shallow(np.asarray(picture))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture
+
+
+def _shallow(shades: np.ndarray) -> Image.Image:
+    """Nothing says how bright white is: it is the least of the usual depths that holds all of the picture."""
+    values = np.nan_to_num(shades.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    most = float(values.max())
+    whites = WHITES if shades.dtype.kind == "f" else WHITES[1:]
+    white = next((white for white in whites if most <= white), most)
+    return Image.fromarray(np.clip(values * (255 / white), 0, 255).astype(np.uint8))

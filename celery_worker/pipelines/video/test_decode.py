@@ -163,7 +163,7 @@ def refusal(path, **how):
 def test_a_text_file_named_mp4_is_no_video(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_text("Dear Sir or Madam,\n" * 1_000)
-    assert refusal(path) == "The file is not a video that can be read."
+    assert refusal(path) == "The file is not a video that can be read, and no picture."
 
 
 def test_a_playlist_cannot_reach_other_files(tmp_path):
@@ -176,7 +176,7 @@ def test_a_playlist_cannot_reach_other_files(tmp_path):
     }
     for name, text in lists.items():
         (tmp_path / name).write_text(text)
-        assert refusal(tmp_path / name) == "The file is not a video that can be read."
+        assert refusal(tmp_path / name) == "The file is not a video that can be read, and no picture."
 
 
 def test_an_mp4_cut_off_before_its_index_says_so(tmp_path):

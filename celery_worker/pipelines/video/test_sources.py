@@ -56,7 +56,7 @@ def refusal(path, tmp_path, **how):
 # -- what is taken ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.gif", "a.bmp", "a.tif"])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.gif", "a.bmp", "a.tif", "a.avif"])
 def test_a_picture_is_one_frame(street, tmp_path, name):
     Image.fromarray(street).save(tmp_path / name)
     done = run(FOLDER, {}, [tmp_path / name], folder=tmp_path / "run")
@@ -83,6 +83,34 @@ def test_a_picture_stands_upright_and_on_white(street, tmp_path):
     assert turned.result["size"] == [272, 640]
     assert cv2.imread(str(clear.artifacts["annotated.jpg"])).mean() > 250
     assert abs(cv2.imread(str(deep.artifacts["annotated.jpg"])).mean() - street[:, :, 0].mean()) < 12
+
+
+@pytest.mark.parametrize(
+    ("dtype", "white"), [("uint16", 65_535), ("uint16", 4_095), ("uint16", 255), ("int32", 1_023), ("float32", 1)]
+)
+def test_deep_shades_are_seen_as_bright_as_they_are(street, tmp_path, dtype, white):
+    # Given a scan whose file does not say how bright white is
+    grey = street[:, :, 1] / 255 * white
+    grey = np.where(np.arange(len(grey))[:, None] < 2, np.nan if dtype == "float32" else 0, grey)
+    Image.fromarray(grey.astype(dtype)).save(tmp_path / "deep.tif")
+    done = run(FOLDER, {"tasks": ["edges"]}, [tmp_path / "deep.tif"], folder=tmp_path / "run")
+    plain = run(FOLDER, {"tasks": ["edges"]}, [_saved(street, tmp_path / "plain.png")], folder=tmp_path / "plain")
+    # Then it has the edges of the picture that people would see
+    share = plain.result["edges"]["mean_share"]
+    assert done.result["edges"]["mean_share"] == pytest.approx(share, rel=0.1)
+
+
+def _saved(street, path):
+    grey = street[:, :, 1].copy()
+    grey[:2] = 0
+    Image.fromarray(grey).save(path)
+    return path
+
+
+def test_a_picture_in_the_boxes_of_a_video_is_no_video(tmp_path):
+    # Given what telephones take, whose tiles FFmpeg would show as videos
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
+    assert refusal(tmp_path / "a.heic", tmp_path).startswith("The file is not a picture that can be read: JPEG,")
 
 
 def test_a_zip_of_pictures_and_videos_is_grouped_by_source(street, tmp_path):
@@ -271,8 +299,8 @@ def test_what_only_claims_to_be_a_picture_reaches_nothing(tmp_path):
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
         assert refusal(tmp_path / name, tmp_path) in (
-            "The file is not a video that can be read.",
-            "The file is not a picture that can be read.",
+            "The file is not a video that can be read, and no picture.",
+            "The file is not a picture that can be read: JPEG, PNG, WEBP, GIF, BMP, TIFF and AVIF are.",
             "The picture is cut off or damaged.",
         )
 
@@ -280,4 +308,4 @@ def test_what_only_claims_to_be_a_picture_reaches_nothing(tmp_path):
 def test_a_playlist_inside_a_zip_reaches_nothing_and_names_its_member(street, tmp_path):
     playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n00000\n#EXT-X-ENDLIST\n"
     archive = zip_of(tmp_path / "a.zip", {"a.mp4": png(street), "b.mp4": playlist})
-    assert refusal_of_many(archive, tmp_path) == "b.mp4: The file is not a video that can be read."
+    assert refusal_of_many(archive, tmp_path) == "b.mp4: The file is not a video that can be read, and no picture."

@@ -213,8 +213,12 @@ def test_held_frames_are_detected_once_and_shown_at_each_tick(cars, tmp_path):
     # Given a clip of two frames, the second long after the first
     path = clips.write(tmp_path / "a.mkv", [cars[0], cars[5]], times_ms=[0, 1_900])
     # When it is looked at ten times a second
-    done = run(FOLDER, {"fps": 10, "end": 2}, [path], folder=tmp_path / "run")
-    # Then all ticks of one frame have the same boxes
+    params = {"fps": 10, "end": 2, "tasks": ["detect", "edges"]}
+    done = run(FOLDER, params, [path], folder=tmp_path / "run")
+    # Then all ticks of one frame have the same boxes, and count for what the result says of the whole
+    shares = [json.loads(line)["share"] for line in done.artifacts["edges.jsonl"].read_text().splitlines()]
+    assert (len(shares), len(set(shares))) == (20, 2)
+    assert done.result["edges"]["mean_share"] == pytest.approx(np.mean(shares), abs=1e-4)
     found = lines(done)
     assert done.result["frames"] == 20
     first = [[line["box"] for line in found if line["frame"] == n] for n in range(20)]

@@ -166,7 +166,7 @@ def test_lines_have_their_angle_and_length():
     for wanted in (0, 45, 90):
         assert np.min(np.abs((angles - wanted + 90) % 180 - 90)) < 3
     assert max(line["length"] for line in found["lines"]) == pytest.approx(180, abs=12)
-    assert made.found()["directions"]["falling"] < 0.1
+    assert made.found([1])["directions"]["falling"] < 0.1
 
 
 def test_edges_lie_where_light_meets_dark_also_when_it_is_dim():
@@ -185,7 +185,7 @@ def test_a_blurred_picture_is_less_sharp_than_the_picture_itself():
     scores = [one["sharpness"] for one in found]
     assert scores == sorted(scores, reverse=True)
     assert [one["blurred"] for one in found] == [False, False, True]
-    assert made.found()["blurred_frames"] == 1
+    assert made.found([1, 1, 7])["blurred_frames"] == 7  # held for seven ticks
 
 
 def test_what_moves_is_framed_and_a_camera_that_turns_is_told():

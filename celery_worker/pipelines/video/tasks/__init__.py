@@ -43,8 +43,8 @@ class Look(Protocol):
         """The picture with what was found in it; drawn in place, or another one."""
         ...
 
-    def found(self) -> dict[str, Any]:
-        """What the result says of the whole source."""
+    def found(self, shown: Sequence[int]) -> dict[str, Any]:
+        """What the result says of the whole source; `shown`: at how many ticks each frame that was looked at showed."""
         ...
 
 

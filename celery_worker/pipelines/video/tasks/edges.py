@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -38,6 +39,6 @@ class Look:
         picture[self._edges > 0] = INK
         return picture
 
-    def found(self) -> dict[str, Any]:
+    def found(self, shown: Sequence[int]) -> dict[str, Any]:
         """The mean share."""
-        return {"mean_share": round(float(np.mean(self._shares)), 4)}
+        return {"mean_share": round(float(np.average(self._shares, weights=shown)), 4)}

@@ -27,8 +27,8 @@ class Look:
         self._diagonal = hypot(*scene.size)
         self._width = max(1, text_size(*scene.size) // 8)
         self._lines: list[list[float]] = []
-        self._count = 0
-        self._length = dict.fromkeys(BINS, 0.0)
+        self._counts: list[int] = []
+        self._lengths: list[list[float]] = []  # by direction
 
     def look(self, picture: np.ndarray, frame: int) -> dict[str, Any]:
         """Each line's ends and length in pixels, and its angle: 0 is horizontal, 90 vertical, 45 rises to the right."""
@@ -39,9 +39,10 @@ class Look:
         ends = [] if found is None else found.reshape(-1, 4).tolist()
         lines = sorted(([*each, _length(each), _angle(each)] for each in ends), key=lambda one: (-one[4], one))
         self._lines = lines[:MOST]
-        self._count += len(self._lines)
+        self._counts.append(len(self._lines))
+        self._lengths.append([0.0] * len(BINS))
         for *_, length, angle in self._lines:
-            self._length[BINS[round(angle / 45) % 4]] += length
+            self._lengths[-1][round(angle / 45) % 4] += length
         return {
             "lines": [
                 {"from": line[:2], "to": line[2:4], "length": round(line[4], 1), "angle": round(line[5], 1)}
@@ -55,12 +56,13 @@ class Look:
             cv2.line(picture, (int(x1), int(y1)), (int(x2), int(y2)), INK, self._width, cv2.LINE_AA)
         return picture
 
-    def found(self) -> dict[str, Any]:
+    def found(self, shown: Sequence[int]) -> dict[str, Any]:
         """How many, and the share of their length in each direction."""
-        whole = sum(self._length.values()) or 1.0
+        lengths = np.array(shown) @ np.array(self._lengths)
+        shares = lengths / (lengths.sum() or 1.0)
         return {
-            "count": self._count,
-            "directions": {name: round(sum_ / whole, 3) for name, sum_ in self._length.items()},
+            "count": sum(count * ticks for count, ticks in zip(self._counts, shown, strict=True)),
+            "directions": dict(zip(BINS, shares.round(3).tolist(), strict=True)),
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -43,6 +44,6 @@ class Look:
         weight = cv2.merge([mask, mask, mask]).astype(np.float32) / 255
         return (picture * weight + ground * (1 - weight)).astype(np.uint8)
 
-    def found(self) -> dict[str, Any]:
+    def found(self, shown: Sequence[int]) -> dict[str, Any]:
         """The mean share."""
-        return {"mean_share": round(float(np.mean(self._shares)), 4) if self._shares else 0.0}
+        return {"mean_share": round(float(np.average(self._shares, weights=shown)), 4)}

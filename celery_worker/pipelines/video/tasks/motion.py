@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -51,10 +52,10 @@ class Look:
             cv2.rectangle(picture, (x1, y1), (x2, y2), INK, self._line)
         return picture
 
-    def found(self) -> dict[str, Any]:
+    def found(self, shown: Sequence[int]) -> dict[str, Any]:
         """The mean share, and how many frames have a thing that moves."""
-        moving = sum(0.0 < share <= WHOLE for share in self._shares)
-        return {"mean_share": round(float(np.mean(self._shares)), 4), "moving_frames": moving}
+        moving = sum(ticks for share, ticks in zip(self._shares, shown, strict=True) if 0.0 < share <= WHOLE)
+        return {"mean_share": round(float(np.average(self._shares, weights=shown)), 4), "moving_frames": moving}
 
     def _areas(self, moving: np.ndarray) -> list[list[int]]:
         count, _, stats, _ = cv2.connectedComponentsWithStats(moving)

@@ -54,9 +54,12 @@ class Look:
                     cv2.circle(picture, _at(point), self._width + 1, _colour(n, n), cv2.FILLED, cv2.LINE_AA)
         return picture
 
-    def found(self) -> dict[str, Any]:
+    def found(self, shown: Sequence[int]) -> dict[str, Any]:
         """How often a body was seen, and how many at most at a time."""
-        return {"bodies": sum(self._counts), "most_at_once": max(self._counts, default=0)}
+        return {
+            "bodies": sum(count * ticks for count, ticks in zip(self._counts, shown, strict=True)),
+            "most_at_once": max(self._counts, default=0),
+        }
 
 
 def _at(point: Sequence[float]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -46,9 +47,9 @@ class Look:
         patch[:] = inset[-patch.shape[0] :, : patch.shape[1]]
         return picture
 
-    def found(self) -> dict[str, Any]:
+    def found(self, shown: Sequence[int]) -> dict[str, Any]:
         """The mean, and how many frames are blurred."""
         return {
-            "mean_sharpness": round(float(np.mean(self._scores)), 4),
-            "blurred_frames": sum(score < BLURRED for score in self._scores),
+            "mean_sharpness": round(float(np.average(self._scores, weights=shown)), 4),
+            "blurred_frames": sum(ticks for score, ticks in zip(self._scores, shown, strict=True) if score < BLURRED),
         }
