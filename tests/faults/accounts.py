@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -179,12 +180,24 @@ def expected_result(job: Job) -> object:
     return {"name": job.params["name"], "sum": sum(n * n for n in range(job.params["parts"]))}
 
 
-def read_effects(log: Path, offset: int = 0) -> list[Effect]:
-    """The lines of the effect log from a byte on."""
-    with log.open("rb") as lines:
-        lines.seek(offset)
-        words = [line.decode().split() for line in lines]
-    return [Effect(w[0], *map(int, w[1:6]), float(w[6])) for w in words if len(w) == 7]
+class EffectLog:
+    """The effects from now on. Each line is read once, since cases ask for them all the time."""
+
+    def __init__(self, log: Path) -> None:
+        self._log, self._at = log, log.stat().st_size
+        self._lock = threading.Lock()
+        self._known: list[Effect] = []
+
+    def read(self) -> list[Effect]:
+        """All of them so far."""
+        with self._lock, self._log.open("rb") as log:
+            log.seek(self._at)
+            fresh = log.read()
+            whole = fresh[: fresh.rfind(b"\n") + 1]
+            self._at += len(whole)
+            words = [line.split() for line in whole.decode().splitlines()]
+            self._known += [Effect(w[0], *map(int, w[1:6]), float(w[6])) for w in words if len(w) == 7]
+            return list(self._known)
 
 
 def read_records(store: JobStore, files: Files, prefix: str, since: float) -> Iterator[Record]:

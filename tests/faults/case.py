@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.errors import StoreUnavailable
-from tests.faults.accounts import Account, Effect, Record, look_again, read_effects, read_records, read_statuses, settle
+from tests.faults.accounts import Account, Effect, EffectLog, Record, look_again, read_records, read_statuses, settle
 from tests.faults.installation import Installation, Pair
 from tests.faults.load import Attempt, Load
 from tests.faults.processes import Kept
@@ -69,7 +69,7 @@ class Scene:
         self.loads: list[Load] = []
         self.submitted = 0  # by other means than a load
         self._since = time.time() - 5.0
-        self._effects_from = installation.effects.stat().st_size
+        self._effects = EffectLog(installation.effects)
 
     # -- the load ---------------------------------------------------------------------------------------------
 
@@ -91,7 +91,7 @@ class Scene:
 
     def effects(self) -> list[Effect]:
         """Every execution so far."""
-        return read_effects(self.installation.effects, self._effects_from)
+        return self._effects.read()
 
     # -- time ---------------------------------------------------------------------------------------------------
 

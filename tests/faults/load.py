@@ -20,7 +20,7 @@ ANSWER_S = 10.0  # a client waits for so long; then it does not know
 PAUSE_S = (0.2, 1.0)  # between two tries of one submission
 IDLE_S = 10.0  # an idle connection may be closed by the gateway just as it is used again: make a new one
 LOOK_S = 0.1
-LOOKS = 100  # records that one look reads at most
+LOOKS = 20  # records that one look reads at most: a battery that watches harder takes the CPU of what it watches
 
 ACCEPTED, REFUSED, UNKNOWN = "accepted", "refused", "unknown"
 

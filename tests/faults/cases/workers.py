@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from itertools import cycle, pairwise
 
-from tests.faults.accounts import Effect, read_effects
+from tests.faults.accounts import Effect, EffectLog
 from tests.faults.case import Scene, case
 from tests.faults.installation import CLASSIC, QUORUM, REDIS_REDIS, ready
 from tests.faults.load import battery_job
@@ -50,11 +50,14 @@ def is_slow(name: str) -> bool:
 @case(2, "worker's parent kill -9 every 3 s", pairs=(CLASSIC, QUORUM, REDIS_REDIS), jobs=1_000, few=80, shared=True)
 def parents_killed(scene: Scene) -> None:
     """The parent alone is killed; its supervisor ends what is left of it and starts it again."""
+    here = scene.installation
     kills: list[tuple[float, frozenset[int]]] = []
-    # Short queues, so that an orphan waits for its lease alone; many clients would all see that there is room.
-    with scene.load(in_flight=4, clients=2, body=some_slow) as load:
+    # Two workers of each queue: an orphan is to wait for its lease, not for the start of the one that was killed.
+    spares = [] if scene.short else [here.worker(queue, name=f"spare-{queue}") for queue in here.queues]
+    # Short queues for the same reason; many clients would all see that there is room.
+    with scene.load(in_flight=8, clients=2, body=some_slow) as load:
         load.reached(0.05)
-        for victim in cycle(scene.installation.workers.values()):
+        for victim in cycle([*here.workers.values(), *spares]):
             if scene.short and len(kills) >= FEW_KILLS:
                 break
             time.sleep(KILL_EVERY_S)
@@ -67,6 +70,9 @@ def parents_killed(scene: Scene) -> None:
             kills.append((time.monotonic(), children))
             victim.signal(signal.SIGKILL)
     account = scene.settle()
+    for spare in spares:
+        spare.end(GRACE_S + 12.0)
+        here.keeper.forget(spare)
     scene.expect("kills", len(kills), least=1)
     scene.expect("failed", len(account.failed), most=0)
     waited = orphans(scene.effects(), kills)
@@ -116,13 +122,12 @@ def has_run(scene: Scene, worker: Kept) -> bool:
 
 def until_a_slow_one_begins(scene: Scene, pids: frozenset[int], within_s: float = 20.0) -> None:
     """Wait until one of these processes has just begun a slow part, so that a kill now orphans it."""
-    log = scene.installation.effects
-    offset, until = log.stat().st_size, time.monotonic() + within_s
+    log, until = EffectLog(scene.installation.effects), time.monotonic() + within_s
     while time.monotonic() < until:
-        begun = {effect.job_id for effect in read_effects(log, offset) if effect.pid in pids and effect.index == 0}
-        if any(attempt.job_id in begun and is_slow(attempt.key) for attempt in scene.attempts):
+        begun = {effect.job_id for effect in log.read() if effect.pid in pids and effect.index == 0}
+        if begun and any(attempt.job_id in begun and is_slow(attempt.key) for attempt in scene.attempts):
             return
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 def kill_one_of(worker: Kept) -> int:
