@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
+
+import pytest
 
 from gristmill import Status
 from tests.compose.conftest import OUR_IMAGES
@@ -52,6 +55,33 @@ def test_workers_scale_up_and_down(stack: Stack) -> None:
     # Then nothing was lost
     assert counts == [3, 3, 1, 1]
     assert load.account() > 0
+
+
+# Once: what a worker does when it is stopped does not depend on the servers.
+@pytest.mark.parametrize("stack", ["rabbitmq-redis"], indirect=True, scope="session")
+def test_a_stopped_worker_finishes_what_it_can_and_gives_back_the_rest(stack: Stack) -> None:
+    with stack.client() as client:
+        # Given a part that is done within a worker's grace, and one that is not
+        short, long = (client.submit("addition", x=40, y=2, delay=delay) for delay in (5, 40))
+        until = time.monotonic() + 30
+        while {client.job(job.id).status for job in (short, long)} != {Status.RUNNING} and time.monotonic() < until:
+            time.sleep(0.3)
+        # When the worker is stopped as Docker stops it
+        worker = stack.containers("worker-io")[0]
+        began = time.monotonic()
+        stack.compose("stop", "worker-io")
+        took = time.monotonic() - began
+        # Then it ended by itself, soon after its grace; the one part is done, the other waits
+        assert json.loads(docker("inspect", worker))[0]["State"]["ExitCode"] == 0
+        assert took < float(stack.variable("WORKER_GRACE_S")) + 15
+        assert client.job(short.id).status is Status.SUCCESSFUL
+        assert not client.job(long.id).status.is_final
+        # And with a worker it is done too, and was charged nothing
+        stack.start("worker-io")
+        assert long.wait(timeout=120).result == 42
+        for job in (short, long):
+            [stage] = client.job(job.id).record.stages
+            assert (stage.done, stage.failures, stage.losses) == (1, 0, 0)
 
 
 def test_an_upgrade_in_either_order_loses_nothing(stack: Stack) -> None:
