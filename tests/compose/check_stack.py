@@ -211,17 +211,6 @@ def test_the_proxy_refuses_what_is_too_large_before_it_comes(stack: Stack) -> No
     assert b'"/problems/body-too-large"' in answer
 
 
-def test_the_proxy_says_when_to_come_back_where_no_gateway_is(stack: Stack) -> None:
-    # When the gateway is away
-    stack.compose("stop", "--timeout", "5", "api")
-    answer = stack.get("API_PORT", "/jobs")
-    stack.start("api")
-    # Then the proxy answers in its place: status, header and body say the same
-    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
-    assert answer.headers["Content-Type"] == "application/problem+json"
-    assert (answer.json()["type"], answer.json()["status"]) == ("/problems/gateway-away", 503)
-
-
 def test_the_proxy_waits_for_nobody(stack: Stack) -> None:
     # Given a client that drips its headers, and one that stops in mid-body
     # Then both are cut off in time
@@ -231,3 +220,14 @@ def test_the_proxy_waits_for_nobody(stack: Stack) -> None:
     # And of the half upload nothing is left
     files = docker("exec", stack.containers("api")[0], "find", "/var/lib/gristmill/files/.aside", "-type", "f")
     assert files == ""
+
+
+def test_the_proxy_says_when_to_come_back_where_no_gateway_is(stack: Stack) -> None:
+    # When the gateway is away
+    stack.compose("stop", "--timeout", "5", "api")
+    answer = stack.get("API_PORT", "/jobs")
+    stack.start("api")
+    # Then the proxy answers in its place: status, header and body say the same
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert (answer.json()["type"], answer.json()["status"]) == ("/problems/gateway-away", 503)
