@@ -1,9 +1,9 @@
 """Map features beside a hand-written loop, and what they must keep to: `make bench-features`.
 
-Agreement: water shares of the samples, the same polygons whatever the tiles. Crowns: precision, recall and F1 on the
-plot that nothing was trained on, beside a watershed. Throughput: a mosaic of 10,000 x 10,000 pixels, from the upload
-to `successful` over HTTP with warm workers, beside one process of bench/peers/features_loop.py; and the peak memory of
-any worker's process meanwhile.
+Agreement: water shares of the samples, what ogrinfo says of the files, the same polygons whatever the tiles. Crowns:
+precision, recall and F1 on the plot that nothing was trained on, beside a watershed. Throughput: a mosaic of 10,000 x
+10,000 pixels, from the upload to `successful` over HTTP with warm workers, beside one process of
+bench/peers/features_loop.py; and the peak memory of any worker's process meanwhile.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ from bench.rounds import figure, interleave, machine, ratios
 from bench.servers import ROOT, Servers
 from celery_worker.testing import MODELS, Run, run
 from gristmill import Client
+from tests.neighbours import need
 
 SAMPLES, FOLDER = ROOT / "samples", ROOT / "celery_worker" / "pipelines" / "features"
 BANDS = ["blue", "green", "red", "nir"]
@@ -69,6 +71,7 @@ def agreement(folder: Path) -> list[str]:
             params = {"bands": BANDS, "classes": CLASSES, "tile": tile}
             runs[tile] = run(FOLDER, params, [SAMPLES / f"rotterdam-{name}.tif"], folder=folder / f"{name}-{tile}")
         told.append(f"figure features_water_{name} {runs[512].result['shares']['water']:.4f} (goal {goal})")
+        told.append(f"figure features_ogrinfo_{name} {accepted(runs[512])} features (of the GDAL that Debian has)")
         for tile in (96, 128, 256):
             for one in CLASSES:
                 whole, cut = (shapely.union_all(shapes(runs[side], one)) for side in (512, tile))
@@ -77,6 +80,18 @@ def agreement(folder: Path) -> list[str]:
                 print(f"  {name}, tiles of {tile}, {one}: {overlap:.4f} of the whole picture's area", flush=True)
                 least = min(least, overlap)
     return [*told, f"figure features_tiles_overlap {least:.4f} (least of all classes and tiles; goal at least 0.98)"]
+
+
+def accepted(done: Run) -> int:
+    """The features that ogrinfo finds in both files. Stops where it has a word to say, or counts others than we do."""
+    need(lambda: shutil.which("ogrinfo"), "gdal-bin")
+    ours = sum(done.result["counts"].values())
+    for name in ("features.geojson", "features.gpkg"):
+        command = ["ogrinfo", "-ro", "-al", "-so", str(done.artifacts[name]), "features"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True)
+        if said.stderr or f"Feature Count: {ours}\n" not in said.stdout:
+            raise SystemExit(f"ogrinfo does not accept {name}: {said.stderr or said.stdout}")
+    return ours
 
 
 def shapes(done: Run, name: str) -> np.ndarray:

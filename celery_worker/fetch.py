@@ -24,6 +24,8 @@ CONNECT_S, SILENCE_S = 10.0, 30.0  # how long a host may take to answer, and to 
 REDIRECTS = 5
 TRIES = 2  # a broken transfer is resumed once
 LATER = frozenset({408, 425, 429})  # with the 5xx: it may be there later
+# Codings that are not undone here; what else a host may name beside gzip and deflate is no coding of the body.
+UNREADABLE = frozenset({"br", "zstd", "compress", "x-compress", "dcb", "dcz"})
 AGENT = "gristmill (a self-hosted job gateway)"
 
 
@@ -180,7 +182,10 @@ class _Transfer:
             self.sink.begin_anew()
             if status != 200:
                 raise _refused(self.url, status)
-        encoded = answer.headers.get("content-encoding", "identity") != "identity"
+        coding = answer.headers.get("content-encoding", "identity").lower()
+        if lost := UNREADABLE & {one.strip() for one in coding.split(",")}:
+            raise BadInput(f"{host_of(self.url)} sent it in the coding {min(lost)}, which was not asked for.")
+        encoded = coding != "identity"
         declared = answer.headers.get("content-length", "")
         if declared.isdecimal() and not encoded:
             self.sink.refuse_large(self.sink.bytes + int(declared))

@@ -75,6 +75,11 @@ def test_chunks_and_compression_are_undone(get):
         assert [get(web, path).sha256 for path in pages] == [hashlib.sha256(DATA).hexdigest()] * 2
 
 
+def test_a_coding_that_nobody_asked_for_is_not_taken_for_the_file(get):
+    with Web({"/a": body_of(b"\x0b\x02\x80junk\x03", Content_Encoding="br")}) as web:
+        assert refused(BadInput, get, web) == "127.0.0.1 sent it in the coding br, which was not asked for."
+
+
 def test_a_redirect_is_followed(get):
     with Web({"/a": leads_to("/b/c"), "/b/c": leads_to("d"), "/b/d": body_of(DATA)}) as web:
         assert get(web).url == web.url + "/b/d"

@@ -49,9 +49,9 @@ def need(bands: Sequence[str], wanted: Sequence[str], what: str) -> None:
     """Raises BadInput where a band that something needs is not there."""
     if missing := [name for name in wanted if name not in bands]:
         known = [name for name in bands if not name.startswith("band ")]
-        has = f"it has {', '.join(known)}" if known else "it does not name its bands"
+        has = f"it has {', '.join(known)}: leave it out, or" if known else "it does not name its bands:"
         raise BadInput(
-            f"{what} needs the band{'s' * (len(missing) > 1)} {', '.join(missing)} of the picture, and {has}: "
+            f"{what} needs the band{'s' * (len(missing) > 1)} {', '.join(missing)} of the picture, and {has} "
             'say bands, such as ["blue", "green", "red", "nir"].'
         )
 

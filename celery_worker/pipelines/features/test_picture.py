@@ -117,6 +117,10 @@ def test_what_lies_beside_a_picture_is_not_read(tmp_path):
             lambda path: rasters.write(path, GROUND, names=None, photometric="minisblack"),
             "does not name its bands: say bands",
         ),
+        (
+            lambda path: rasters.write(path, GROUND[:3], names=rasters.COLOURS[:3]),
+            "the band nir of the picture, and it has red, green, blue: leave it out, or say bands",
+        ),
         (lambda path: rasters.write(path, GROUND * 0), "No pixel of the picture holds data"),
         (
             lambda path: rasters.write(path, np.full((4, 8, 8), np.nan, np.float32)),

@@ -12,6 +12,7 @@ import rasterio
 import shapely
 from rasterio.features import geometry_mask
 
+from celery_worker.pipelines.features import rasters
 from celery_worker.testing import run
 from jobs.errors import ParamsInvalid
 from jobs.pipeline import read
@@ -185,6 +186,18 @@ def test_the_class_map_is_a_cloud_optimized_copy_of_the_features(harbour, tmp_pa
         assert names == ["vegetation", "water"]
         for number, name in enumerate(names, 1):
             assert ((file.read(1) == number) == pixels_of(of_class(exact, name), file.transform)).all()
+
+
+def test_a_large_class_map_has_smaller_copies_of_itself(tmp_path):
+    # Given a picture that no single block of the map holds
+    path = rasters.write(tmp_path / "a.tif", rasters.meadow(600, 1_300, [(100, 100, 900, 400)]))
+    done = run(FOLDER, {"classes": ["water"]}, [path], folder=tmp_path / "run")
+    # Then readers over a network find the whole of it in a few blocks, with the classes as they are
+    with rasterio.open(done.artifacts["classes.tif"]) as file:
+        assert (file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"], file.block_shapes) == ("COG", [(512, 512)])
+        assert file.overviews(1) == [2, 4]
+        small = file.read(1, out_shape=(150, 325))
+        assert (set(np.unique(small)), small[60, 100], small[10, 10]) == ({0, 1}, 1, 0)
 
 
 def test_the_preview_shows_the_picture_with_outlines(park):

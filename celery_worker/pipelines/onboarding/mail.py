@@ -6,6 +6,7 @@ import smtplib
 import ssl
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from email.headerregistry import Address
 from email.message import EmailMessage
 from urllib.parse import unquote, urlsplit
@@ -19,12 +20,14 @@ PAUSES_S = (0.5, 8.0)  # between two looks at a server that is down: at first, a
 def welcome(sender: str, name: str, email: str, message_id: str) -> EmailMessage:
     """Plain text; the name is written so that it can be nothing but a name."""
     mail = EmailMessage()
+    mail["Date"] = datetime.now(UTC)
     mail["Message-ID"] = message_id
     mail["Subject"] = "Welcome"
     mail["From"] = sender
     mailbox, _, domain = email.rpartition("@")
     mail["To"] = Address(display_name=name, username=mailbox, domain=domain)
-    mail.set_content(f"Hello {name},\n\nyour account is ready. It is good to have you here.\n")
+    text = f"Hello {name},\n\nyour account is ready. It is good to have you here.\n"
+    mail.set_content(text, cte="quoted-printable")  # not every server takes eight bits
     return mail
 
 

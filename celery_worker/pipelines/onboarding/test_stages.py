@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from email import message_from_bytes, policy
 from pathlib import Path
 
@@ -106,6 +107,7 @@ def test_a_user_gets_a_profile_settings_and_a_mail(database, post):
         "welcome@mill.example",
     )
     assert mail["Message-ID"] == result["mail"]["message_id"]
+    assert abs(datetime.now(UTC) - mail["Date"].datetime) < timedelta(minutes=2)
     assert "Hello Ada Lovelace" in mail.get_content()
     assert len({result["user"], result["profile"], result["settings"]}) == 3
 
@@ -191,6 +193,8 @@ def test_a_name_is_a_name_in_the_mail_too(place, post, name):
     ((to, mail),) = post.mails
     assert (to, mail["To"].addresses[0].display_name) == (["ada@example.org"], name)
     assert result["mail"]["to"] == "ada@example.org"
+    assert mail.get_content().startswith(f"Hello {name},")
+    assert mail.get_payload().isascii()  # not every server takes eight bits
 
 
 @pytest.mark.parametrize(
