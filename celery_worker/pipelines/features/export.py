@@ -20,6 +20,7 @@ from celery_worker.pipelines.features.planes import STRIP
 from jobs.errors import BadInput
 
 MAX_FEATURES = 1_000_000
+GPKG_VERSION = "1.2"  # a newer one has nothing that we need, and GDAL before 3.7 warns of it
 GPKG_BATCH = 20_000  # features between two openings of the file
 NO_DATA = 255
 
@@ -90,7 +91,7 @@ class Features:
         ]
         pyogrio.raw.write(
             self.geopackage, shapes, table, columns, driver="GPKG", layer="features", geometry_type="Polygon",
-            crs=self._ground.crs.to_wkt(), append=self._made,
+            crs=self._ground.crs.to_wkt(), append=self._made, dataset_options={"VERSION": GPKG_VERSION},
         )  # fmt: skip
         self._made, self._batch, self._wait = True, [], 0
 

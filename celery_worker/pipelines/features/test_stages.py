@@ -1,6 +1,8 @@
 """Features finds what is in a picture, says where on the Earth it is and how large, and shows no seam."""
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -124,6 +126,9 @@ def test_the_geojson_is_strict_and_every_shape_is_valid(harbour, park):
         # and OGR, which is what ogrinfo asks, reads it as so many features in WGS84
         seen = pyogrio.read_info(done.artifacts["features.geojson"])
         assert (seen["features"], seen["crs"]) == (len(document["features"]), "EPSG:4326")
+        # and its GeoPackage is of a version that older ones take without a word
+        with closing(sqlite3.connect(done.artifacts["features.gpkg"])) as file:
+            assert file.execute("pragma user_version").fetchone() == (10_200,)
 
 
 def pixels_of(shapes, transform):
