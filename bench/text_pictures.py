@@ -35,8 +35,8 @@ def main() -> int:
         shoot(Path(folder), "document", done.artifacts["highlighted.html"].read_text(), (940, 900))
         with Street(Path(folder)) as street:
             os.environ.update(street.environment)
-            shoot(Path(folder), "wordcount", words(street), (820, 580))
-            shoot(Path(folder), "onboarding", welcome(street), (820, 420))
+            shoot(Path(folder), "wordcount", words(street), (820, 530))
+            shoot(Path(folder), "onboarding", welcome(street), (820, 560))
     return 0
 
 
