@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import REGISTRY, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.registry import Collector
 
-from jobs.errors import JobsError
+from jobs.asked import Asked
 from jobs.model import Accepted
 from jobs.store import JobStore
 
@@ -43,33 +41,24 @@ def accepted(answer: Accepted) -> None:
     (REPLAYED if answer.replayed else ACCEPTED).labels(answer.job.pipeline).inc()
 
 
-def text(store: JobStore) -> bytes:
-    """Everything, in Prometheus' text format."""
+def text(asked: CollectorRegistry) -> bytes:
+    """Everything, in Prometheus' text format; `asked` is what `of_store` made."""
     registry = REGISTRY
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    jobs = CollectorRegistry()
-    jobs.register(_Jobs(store))
-    return generate_latest(registry) + generate_latest(jobs)
+    return generate_latest(registry) + generate_latest(asked)
 
 
-class _Jobs(Collector):
+def of_store(store: JobStore) -> CollectorRegistry:
     """How many jobs there are, for all gateways the same; without them when the store does not answer."""
 
-    def __init__(self, store: JobStore) -> None:
-        self._store = store
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
-    def collect(self) -> Iterable[Metric]:
-        up = GaugeMetricFamily("gristmill_store_up", "Whether the store answers.")
+    def ask() -> list[Metric]:
         jobs = GaugeMetricFamily("gristmill_jobs", "Jobs by pipeline and status.", labels=["pipeline", "status"])
-        try:
-            for (pipeline, status), count in self._store.counts().items():
-                jobs.add_metric([pipeline, status.value], count)
-            up.add_metric([], 1)
-        except JobsError:
-            up.add_metric([], 0)
-        return (up, jobs)
+        for (pipeline, status), count in store.counts().items():
+            jobs.add_metric([pipeline, status.value], count)
+        return [jobs]
+
+    registry = CollectorRegistry()
+    registry.register(Asked("gristmill_store_up", "Whether the store answers.", ask, fresh_s=0.0))
+    return registry

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 import flask
+from prometheus_client import CollectorRegistry
 
+from api import metrics
 from jobs.dispatch import open_ringer
 from jobs.errors import ArtifactNotFound, JobNotFound, UploadNotFound
 from jobs.files import Files, open_files
@@ -95,6 +97,11 @@ class Services:
     def names(self) -> tuple[str, ...]:
         """The pipelines' names."""
         return tuple(sorted(self.pipelines))
+
+    @cached_property
+    def gauges(self) -> CollectorRegistry:
+        """What is asked of the store when somebody scrapes."""
+        return metrics.of_store(self.store)
 
     def pipeline(self, name: str) -> Pipeline:
         """Raises PipelineNotFound."""

@@ -317,7 +317,10 @@ class JobStore(Protocol):
         ...
 
     def longest_waits(self) -> dict[str, float]:
-        """By task: how many seconds the part that has been ready for longest waits. May look at some thousands only."""
+        """By task: how many seconds the part that has been ready for longest waits.
+
+        It may look at some hundreds of a queue only, so a task whose parts are all behind those is not told.
+        """
         ...
 
     def now(self) -> float:

@@ -25,7 +25,7 @@ from jobs.orphans import Orphans
 from jobs.pipeline import Pipelines
 from jobs.settings import Settings, load_or_exit
 from jobs.store import BACK_OFF_MAX_S, JobStore, open_store
-from jobs.sweeper_metrics import Looks, SweepCounts
+from jobs.sweeper_metrics import SweepCounts, looks
 
 SWEEP_S = 1.0
 ITEMS = 500  # of one step in one sweep, so that no sweep holds anything up for long
@@ -190,7 +190,8 @@ def run(settings: Settings, stop: threading.Event) -> None:
     bell, looking = open_bell(settings, store.rung), open_bell(settings, store.rung)
     files, queues = open_files(settings.files_url), Pipelines(settings.pipeline_dirs).queues
     sweeper = Sweeper(store, files, bell, queues, settings)
-    sweeper.counts.registry.register(Looks(store, looking, files, queues))
+    for asked in looks(store, looking, files, queues):
+        sweeper.counts.registry.register(asked)
     with expose(sweeper.counts.registry, settings):
         _sweep(sweeper, stop)
     looking.close()

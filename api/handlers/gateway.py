@@ -64,7 +64,7 @@ def getVersion() -> flask.Response:
 
 def getMetrics() -> flask.Response:
     """Counters in Prometheus' text format."""
-    return flask.Response(metrics.text(services().store), content_type="text/plain; version=0.0.4; charset=utf-8")
+    return flask.Response(metrics.text(services().gauges), content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def getOpenApi() -> flask.Response:

@@ -9,7 +9,7 @@ from jobs.model import DeadPart, PartKey, Presence, Status
 from jobs.stores import redis_records as records
 from jobs.stores.redis_link import Link, answering, wire
 
-LOOK_WAITS = 5_000  # how many ready parts of a queue `longest_waits` looks at
+LOOK_WAITS = 200  # how many ready parts of each of a queue's lists `longest_waits` looks at: it is asked at each scrape
 
 
 def dead(link: Link, limit: int) -> list[DeadPart]:

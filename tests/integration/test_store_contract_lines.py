@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import closing
 
 import psycopg2
 import pytest
 import redis
 
 from jobs.errors import JobNotFound, TooManyWaiting
-from jobs.model import Accepted, Cause, PartKey, Place, Pressure, Status, Submission
+from jobs.model import Accepted, Cause, PartKey, Place, Pressure, StagePlan, Status, Submission
 from jobs.store import NO_WORKER_S
+from jobs.stores.postgres_looks import OLDEST
 from tests.ageing import age
 from tests.conftest import new_job
 from tests.store_steps import break_part, broke, emitter, indexes, keys, part, put, run, status, take
@@ -270,8 +272,6 @@ def test_parts_that_used_up_their_attempts_are_listed_until_their_job_is_forgott
 
 def loose_stage():
     """An `each` stage that bears dead parts."""
-    from jobs.model import StagePlan
-
     return [StagePlan("look", "look", each=True, min_success=0.5)]
 
 
@@ -284,6 +284,36 @@ def test_the_longest_wait_of_each_stage_is_told(store, store_url, make_job):
     take(store, part(put(store, make_job("third"))))
     # Then each stage's longest wait is told, by its task
     assert store.longest_waits() == {"echo.only": pytest.approx(100, abs=5), "echo.other": pytest.approx(0, abs=5)}
+
+
+def test_a_long_backlog_does_not_make_the_longest_wait_dear(store, store_url, make_job):
+    # Given a job that waits for long, many that came after it, and one of another queue
+    put(store, make_job())
+    age(store_url, 100)
+    for _ in range(12):
+        store.add([Submission(make_job()) for _ in range(50)])
+    put(store, make_job(StagePlan("other", "elsewhere")))
+    # When it is asked how long they wait, then it is told, and not all of them were looked at
+    assert store.longest_waits() == {"echo.only": pytest.approx(100, abs=5), "echo.other": pytest.approx(0, abs=5)}
+    assert 0 < effort_of_waits(store, store_url) < 500
+
+
+def effort_of_waits(store, store_url: str) -> int:
+    """Commands that Redis does, or rows that Postgres reads, to tell the longest waits."""
+    if store_url.startswith("redis"):
+        with redis.Redis.from_url(store_url) as client:
+            before = client.info("stats")["total_commands_processed"]
+            store.longest_waits()
+            return client.info("stats")["total_commands_processed"] - before
+
+    def rows(node: dict) -> int:
+        below = node.get("Plans", ())
+        seen = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+        return sum(map(rows, below)) if below else node["Actual Loops"] * seen
+
+    with closing(psycopg2.connect(store_url)) as link, link.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {OLDEST}")
+        return int(rows(cursor.fetchone()[0][0]["Plan"]))
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
