@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import statistics
@@ -13,14 +14,23 @@ Pair = tuple[float, float]
 
 def interleave(ours: Callable[[], float], peer: Callable[[], float], rounds: int, unit: str) -> list[Pair]:
     """Measure both in turn; who begins changes with every round, so that a drift of the machine favours nobody."""
+    turn = itertools.cycle((True, False))
+
+    def one() -> Pair:
+        if next(turn):
+            mine = ours()
+            return mine, peer()
+        other = peer()
+        return ours(), other
+
+    return paired(one, rounds, unit)
+
+
+def paired(measure: Callable[[], Pair], rounds: int, unit: str) -> list[Pair]:
+    """So many rounds of a measurement that gives both sides at once."""
     pairs: list[Pair] = []
     for n in range(rounds):
-        if n % 2:
-            other = peer()
-            pairs.append((ours(), other))
-        else:
-            mine = ours()
-            pairs.append((mine, peer()))
+        pairs.append(measure())
         print(f"  round {n + 1}: ours {pairs[-1][0]:.2f} {unit}, peer {pairs[-1][1]:.2f} {unit}", flush=True)
     return pairs
 
