@@ -72,9 +72,9 @@ secrets: ## Write random passwords to secrets.env, for `make up` outside dev
 	@$(PYTHON) docker/write_secrets.py
 
 # Not in the whole: T=tests/compose/check_messages.py, which brings about the messages of docs/operating.md in some minutes
-# more, check_gpu_image.py, which fetches CUDA's libraries, and check_versions.py, which builds an older version's images.
+# more, and check_gpu_image.py, which fetches CUDA's libraries.
 acceptance: $(VENV)/.installed ## Prove the stack on real containers, from outside; needs a Docker engine; T=path narrows it
-	$(BIN)/python -m pytest $(or $(T),tests/compose $(addprefix --ignore=tests/compose/check_,messages.py gpu_image.py versions.py)) -o python_files='check_*.py' --timeout 900 --session-timeout 3000
+	$(BIN)/python -m pytest $(or $(T),tests/compose $(addprefix --ignore=tests/compose/check_,messages.py gpu_image.py)) -o python_files='check_*.py' --timeout 900 --session-timeout 3000
 
 examples: $(VENV)/.installed ## Run every pipeline's example through HTTP and compare with its stored answer; T=name narrows them
 	$(BIN)/python -m bench.examples $(T)
