@@ -143,14 +143,17 @@ def test_every_attempt_is_told_also_that_of_a_child_that_was_killed(stack):
     def lost() -> list:
         return [span for span in collector.of(trace) if span.about.get("index") == 1]
 
+    def requests() -> list:
+        return [span for span in collector.of(trace) if span.service == "gristmill-gateway"]
+
     # Then both attempts are there, each with its fence and its error
-    collector.until(lambda: len(lost()) == 2)
+    collector.until(lambda: len(lost()) == 2 and requests())
     assert [(span.about["fence"], span.about["outcome"], span.error) for span in lost()] == [
         (1, "loss", "worker-lost"),
         (2, "loss", "worker-lost"),
     ]
     # And the request is the root
-    [request] = [span for span in collector.of(trace) if span.service == "gristmill-gateway"]
+    [request] = requests()
     assert request.parent == ""
     assert {span.parent for span in lost()} == {request.id}
 
