@@ -274,10 +274,10 @@ def test_what_nobody_takes_is_given_up_and_never_waited_for(collector, monkeypat
     began = time.monotonic()
     for _ in range(200):
         told(way, "one")
-    assert time.monotonic() - began < 2  # a batch that was waited for each time would take 9 s
+    assert time.monotonic() - began < 0.5
     # Then the end comes all the same
     way.close()
-    assert time.monotonic() - began < spans.CLOSE_S + 3
+    assert time.monotonic() - began < spans.CLOSE_S + 1
     assert collector.spans == []
     lost = sum(one["count"] for one in events if one["event"] == "spans_lost")
     assert spans.QUEUE <= lost <= spans.QUEUE + spans.BATCH
@@ -295,7 +295,7 @@ def test_a_forked_child_leaves_the_spans_to_its_parent(collector):
     if not (child := os.fork()):
         way.forget()
         os._exit(threading.active_count())
-    assert time.monotonic() - began < spans.FORK_S + 2
+    assert time.monotonic() - began < spans.FORK_S + 1
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
     # And each span comes once
     collector.mood = "well"
