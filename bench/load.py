@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -63,13 +65,16 @@ class Client(asyncio.Protocol):
             self._done.set_exception(RuntimeError(why))
 
 
-async def load(port: int, body: bytes, clients: int, requests: int) -> tuple[float, float, list[str]]:
-    """When the first POST left, when the last answer came, and the ids."""
-    head = f"POST /process HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+async def load(ports: Sequence[int], body: bytes, clients: int, requests: int) -> tuple[float, float, list[str]]:
+    """When the first POST left, when the last answer came, and the ids. The clients are dealt out to the ports."""
+    head = "POST /process HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     request = head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
     loop, left, ids = asyncio.get_running_loop(), [requests], []
-    done = [loop.create_future() for _ in range(clients)]
-    made = [await loop.create_connection(lambda d=d: Client(request, left, ids, d), "127.0.0.1", port) for d in done]
+    done, made = [], []
+    for port in itertools.islice(itertools.cycle(ports), clients):
+        done.append(loop.create_future())
+        client = Client(request, left, ids, done[-1])
+        made.append(await loop.create_connection(lambda client=client: client, "127.0.0.1", port))
     began = time.monotonic()
     for _, client in made:
         client.go()
@@ -108,7 +113,7 @@ def depth(connection: amqp.Connection, queue: str) -> int:
 def main() -> int:
     """Load, wait for the queue, tell."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--port", type=int, nargs="+", required=True)
     parser.add_argument("--body", required=True)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--requests", type=int, required=True)

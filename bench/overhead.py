@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 from bench.load import connect, depth
 from bench.rounds import figure, interleave, machine, ratios
@@ -105,14 +106,14 @@ def submit(rounds: int, submissions: int) -> list[str]:
         store = open_store(servers.our_store)
 
         def our_round() -> float:
-            found = load(servers, ours, ADDITION, submissions, servers.our_broker, "io")
+            found = load(servers, [ours], ADDITION, submissions, servers.our_broker, "io")
             # Ended before their signatures are taken away: a sweeper would miss those, and ring again.
             end_all(store, found["ids"])
             check(found["ids"], [arguments[0] for _, arguments in drain(servers.our_broker, "io")])
             return submissions / found["queued_s"]
 
         def peer_round() -> float:
-            found = load(servers, peer, ADDITION, submissions, servers.peer_broker, "peer-delay")
+            found = load(servers, [peer], ADDITION, submissions, servers.peer_broker, "peer-delay")
             check(found["ids"], [headers["id"] for headers, _ in drain(servers.peer_broker, "peer-delay")])
             return submissions / found["queued_s"]
 
@@ -122,11 +123,12 @@ def submit(rounds: int, submissions: int) -> list[str]:
     return [figure("submit_ratio", ratios(pairs), "at least 1.0, aim at 1.5")]
 
 
-def load(servers: Servers, port: int, body: str, requests: int, broker: str, queue: str) -> dict:
+def load(servers: Servers, ports: Sequence[int], body: str, requests: int, broker: str, queue: str) -> dict:
     """Run the clients in a process of their own."""
     out = servers.folder / "load.json"
-    where = ["--port", str(port), "--broker", broker, "--queue", queue, "--requests", str(requests), "--body", body]
-    command = [sys.executable, "-m", "bench.load", *where, "--out", str(out)]
+    where = ["--port", *map(str, ports), "--broker", broker, "--queue", queue]
+    what = ["--requests", str(requests), "--body", body]
+    command = [sys.executable, "-m", "bench.load", *where, *what, "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     if done.returncode:
         raise RuntimeError(done.stderr)

@@ -33,7 +33,8 @@ class Servers:
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # ended from outside, we end ours too
         try:
             self.folder = Path(self._ending.enter_context(tempfile.TemporaryDirectory(prefix="gristmill-bench-")))
-            self.valkey = self._ending.enter_context(Valkey())
+            # Nothing is rewritten: one side would find that in its round, and the other not.
+            self.valkey = self._ending.enter_context(Valkey("--auto-aof-rewrite-percentage", "0"))
             self.rabbitmq: RabbitMQ = self._ending.enter_context(any_rabbitmq())
             self._vhosts = [f"bench-{side}-{os.getpid()}" for side in ("ours", "peer")]
             self.our_broker, self.peer_broker = (self.rabbitmq.vhost(name) for name in self._vhosts)
