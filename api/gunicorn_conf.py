@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -24,6 +25,16 @@ _folder = os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", "") or tempfile.mkdt
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = _folder
 
 import api.app  # noqa: E402, F401 - imported before the fork, so that the processes share it; the folder must be known
+
+
+def post_worker_init(worker: Any) -> None:
+    """What is there now stays for good: the garbage collector need not look at it again, nor after every few requests.
+
+    It takes 8 us of a job otherwise, and now and then 50 ms at once: https://docs.python.org/3/library/gc.html#gc.freeze
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
 
 
 def child_exit(server: Any, worker: Any) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
+import contextlib
+import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TextIO
 
 import structlog
 
@@ -28,26 +33,25 @@ _SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_logger_name,
     structlog.stdlib.add_log_level,
-    structlog.stdlib.ExtraAdder(),
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
 
 
 def setup(level: str = "info", *, as_json: bool | None = None) -> None:
-    """Send the standard library's loggers and structlog's to stderr, one line an event.
+    """Send the standard library's loggers and ours to stderr, one line an event.
 
-    JSON unless stderr is a terminal. May be called again: the last call stands.
+    JSON unless stderr is a terminal. To be called before the first line: a logger that has been used stays as it is.
     """
     plain = not sys.stderr.isatty() if as_json is None else as_json
     last: list[Any] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_json)]
         if plain
         else [structlog.dev.ConsoleRenderer()]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=_SHARED,
+            foreign_pre_chain=[*_SHARED, structlog.stdlib.ExtraAdder()],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
@@ -57,26 +61,65 @@ def setup(level: str = "info", *, as_json: bool | None = None) -> None:
     for name in QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(True)
-    # A line names its logger. Nobody is shown who called it from where, and to find that out costs a fifth of a line:
-    # https://docs.python.org/3/howto/logging.html#optimization
-    logging._srcfile = None
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    # Ours do not pass through the standard library's: every accepted job has a line, and would pay twice for it.
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *_SHARED[:3],
-            *_SHARED[4:],
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[*_SHARED, *last],
+        logger_factory=partial(_Logger, _Lines(sys.stderr)),
+        wrapper_class=structlog.make_filtering_bound_logger(root.level),
         cache_logger_on_first_use=True,
     )
 
 
+class _Lines:
+    """Where our lines go. Those of one turn of an event loop go together, and all others at once.
+
+    To write lets go of the interpreter, and a gateway under load gets it back late: each accepted job has a line.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._turn: list[str] = []
+        atexit.register(self._end_turn)
+
+    def take(self, line: str) -> None:
+        """Write a line, soon if the caller is in an event loop. A log that cannot be written stops no work."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._write(f"{line}\n")
+            return
+        if not self._turn:
+            loop.call_soon(self._end_turn)
+        self._turn.append(f"{line}\n")
+
+    def _end_turn(self) -> None:
+        lines, self._turn = self._turn, []
+        self._write("".join(lines))
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+            self._stream.flush()
+
+
+class _Logger:
+    """What structlog puts its processors before."""
+
+    def __init__(self, lines: _Lines, name: str = "") -> None:
+        self.name = name
+        self.debug = self.info = self.warning = self.error = self.critical = lines.take
+
+
+def _json(event: Mapping[str, Any], **_: Any) -> str:
+    return _ENCODER.encode(event)
+
+
+_ENCODER = json.JSONEncoder(default=str)  # json.dumps would make one for each line
+
+
 def get(name: str) -> Any:
     """A logger: `log.info("stage_finished", stage=name)`. The first argument is constant."""
-    return structlog.stdlib.get_logger(name)
+    return structlog.get_logger(name)
 
 
 def bind(**fields: Any) -> None:

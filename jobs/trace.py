@@ -6,8 +6,8 @@ https://www.w3.org/TR/trace-context/. In the record, and not in a message, becau
 
 from __future__ import annotations
 
-import os
 import re
+from random import getrandbits  # seeded anew in a fork; the system's would let go of the interpreter each time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,13 +34,12 @@ def taken_over(header: str) -> str:
 
 def new() -> str:
     """A trace of its own."""
-    random = os.urandom(24).hex()
-    return f"00-{random[:32]}-{random[32:]}-01"
+    return f"00-{getrandbits(128) or 1:032x}-{getrandbits(64) or 1:016x}-01"
 
 
 def inside(trace: str) -> str:
     """A span of its own in the same trace."""
-    return f"{trace[:36]}{os.urandom(8).hex()}{trace[52:]}"
+    return f"{trace[:36]}{getrandbits(64) or 1:016x}{trace[52:]}"
 
 
 def trace_id(trace: str) -> str:
