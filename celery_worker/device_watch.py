@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 
-from celery_worker import devices
+from celery_worker import devices, nvml
 from celery_worker.workbench import Device
+from jobs import log
 
 LOOK_S = 2.0
 MISSED = 2  # looks in a row that did not find it: a driver may be busy for a moment
+
+logger = log.get(__name__)
 
 
 class DeviceWatch:
@@ -24,5 +27,15 @@ class DeviceWatch:
         missed, pause = 0, threading.Event()
         while not self.is_gone:
             pause.wait(LOOK_S)
-            missed = 0 if devices.is_there(self._device) else missed + 1
+            missed = 0 if self._is_there() else missed + 1
             self.is_gone = self.is_gone or missed >= MISSED
+
+    def _is_there(self) -> bool:
+        try:
+            if devices.is_there(self._device):
+                return True
+            why = nvml.trouble() or "it is not listed any more"
+        except Exception as error:  # noqa: BLE001 - whatever it is: a watch that stops sees nothing
+            why = str(error)
+        logger.warning("device_missed", device=self._device.name, why=why)
+        return False

@@ -12,8 +12,10 @@ from typing import Any
 
 import psutil
 
-from celery_worker.nvml import session
+from celery_worker import cuda, nvml
+from celery_worker.nvml import text
 from celery_worker.workbench import Device
+from jobs import log
 from jobs.errors import SettingsInvalid
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -23,6 +25,8 @@ CGROUP = Path("/sys/fs/cgroup")
 # and everything says `simulated`.
 LIST = "GRISTMILL_GPU_LIST"
 UUID_CHARS = 12  # `GPU-` and the first of its groups
+
+logger = log.get(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,13 @@ def find(setting: str = "auto") -> Device:
             f"{kind}:{gpu.number} {gpu.name} {gpu.uuid[:UUID_CHARS]}", kind, index, gpu.memory_bytes, uuid=gpu.uuid
         )
     if setting == "auto":
+        if gpus:
+            logger.warning("gpu_not_used", gpus=[gpu.name for gpu in gpus], why=cuda.trouble())
         return cpu()
-    raise SettingsInvalid(f"DEVICE is {setting}, but there is no such GPU, or ONNX Runtime has no CUDA here.")
+    if wanted:
+        raise SettingsInvalid(f"DEVICE is {setting}, but ONNX Runtime cannot use it: {cuda.trouble()}.")
+    seen = ", ".join(f"{gpu.number} {gpu.name} {gpu.uuid}" for gpu in gpus) or nvml.trouble() or "none"
+    raise SettingsInvalid(f"DEVICE is {setting}, but there is no such GPU here. Those that are seen: {seen}.")
 
 
 def cpu() -> Device:
@@ -82,10 +91,7 @@ def is_there(device: Device) -> bool:
 def used_bytes(device: Device) -> int:
     """How much memory is taken now: of the whole GPU; on a CPU by this process."""
     if device.kind == "cuda":
-        with session() as nvml, suppress(Exception):
-            if nvml is not None:
-                return int(nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByUUID(device.uuid)).used)
-        return 0
+        return next((one.memory_used for one in nvml.uses([(device.name, device.uuid)])), 0)
     return int(psutil.Process().memory_info().rss)
 
 
@@ -96,44 +102,55 @@ def cores() -> int:
 
 
 def list_gpus() -> list[Gpu]:
-    """Every NVIDIA GPU of this machine that answers, a divided one as its slices; none without the driver."""
+    """Every NVIDIA GPU of this machine that answers, a divided one as its slices; none without the driver.
+
+    A GPU that is to be divided and has no slice yet is left out: CUDA computes on the slices only.
+    """
     if LIST in os.environ:
         return [Gpu(**one) for one in json.loads(Path(os.environ[LIST]).read_text())]
-    with session() as nvml:
-        if nvml is None:
-            return []
-        found: list[Gpu] = []
-        for number in range(nvml.nvmlDeviceGetCount()):
-            with suppress(nvml.NVMLError):  # lost, or not ours: the others are there
-                found += _of_handle(nvml, number, nvml.nvmlDeviceGetHandleByIndex(number))
-        return found
+    with nvml.session() as library:
+        return [] if library is None else _listed(library)
 
 
-def _of_handle(nvml: Any, number: int, handle: Any) -> list[Gpu]:
+def _listed(library: Any) -> list[Gpu]:
+    found: list[Gpu] = []
+    with suppress(library.NVMLError):
+        for number in range(library.nvmlDeviceGetCount()):
+            with suppress(library.NVMLError):  # lost, or not ours: the others are there
+                found += _of_handle(library, number, library.nvmlDeviceGetHandleByIndex(number))
+    return found
+
+
+def _of_handle(library: Any, number: int, handle: Any) -> list[Gpu]:
     """A whole GPU, or the slices of one that is divided."""
-    slices = []
-    for n in range(_most_slices(nvml, handle)):
-        with suppress(nvml.NVMLError_NotFound):
-            slices.append(nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, n))
-    return [
-        Gpu(
-            number=number,
-            uuid=_text(nvml.nvmlDeviceGetUUID(one)),
-            name=_text(nvml.nvmlDeviceGetName(one)),
-            memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(one).total),
-            is_slice=bool(slices),
-        )
-        for one in slices or [handle]
-    ]
+    most = _most_slices(library, handle)
+    if most is None:
+        return [_gpu(library, number, handle)]
+    found = []
+    for n in range(most):
+        with suppress(library.NVMLError):  # there are as many as were made, and others may be somebody else's
+            one = library.nvmlDeviceGetMigDeviceHandleByIndex(handle, n)
+            found.append(_gpu(library, number, one, is_slice=True))
+    return found
 
 
-def _most_slices(nvml: Any, handle: Any) -> int:
-    """How many MIG slices a GPU may have now; 0 where it is whole, or cannot be divided."""
+def _gpu(library: Any, number: int, handle: Any, *, is_slice: bool = False) -> Gpu:
+    return Gpu(
+        number=number,
+        uuid=text(library.nvmlDeviceGetUUID(handle)),
+        name=text(library.nvmlDeviceGetName(handle)),
+        memory_bytes=int(library.nvmlDeviceGetMemoryInfo(handle).total),
+        is_slice=is_slice,
+    )
+
+
+def _most_slices(library: Any, handle: Any) -> int | None:
+    """How many MIG slices a divided GPU may have; None where it is whole, or cannot be divided."""
     try:
-        current, _ = nvml.nvmlDeviceGetMigMode(handle)
-        return int(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)) if current else 0
-    except nvml.NVMLError:
-        return 0
+        current, _ = library.nvmlDeviceGetMigMode(handle)
+        return int(library.nvmlDeviceGetMaxMigDeviceCount(handle)) if current else None
+    except library.NVMLError:
+        return None
 
 
 def _visible(gpus: list[Gpu], setting: str | None) -> list[Gpu]:
@@ -155,7 +172,7 @@ def _runtime_has_cuda() -> bool:
         import onnxruntime
     except ImportError:
         return False
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return cuda.PROVIDER in onnxruntime.get_available_providers()
 
 
 def _cpu_quota() -> float:
@@ -182,8 +199,3 @@ def _memory_bytes() -> int:
         except (OSError, ValueError):
             continue
     return total
-
-
-def _text(value: str | bytes) -> str:
-    """Older drivers' bindings answer bytes."""
-    return value.decode() if isinstance(value, bytes) else value

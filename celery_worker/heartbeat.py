@@ -61,13 +61,16 @@ STOP_S = 2.5  # a stage has this long to stop at a checkpoint; with a new child 
 YOUNG_S = 180.0  # a child may load models for so long before it takes its first part
 STRANDED = 1_000  # parts that are remembered until the store is told; the others come again
 STOOD_STILL = 70  # the exit code of a worker that ends itself
-DEVICE_GONE = 71  # ... and of one whose device vanished
+DEVICE_GONE = 71  # ... and of one whose device vanished, or became useless
+NO_CHILD = 72  # ... and of one on a GPU whose child cannot start: it would look well, and do nothing
+STILLBORN = 3  # children in a row that died before they were ready
 MIB = 1_048_576
 
 BROKE = JobError("stage-broke", "The stage broke.")
 WORKER_LOST = JobError("worker-lost", "The worker's process died while it ran the part.")
 TIME_LIMIT = JobError("time-limit", "The stage ran out of its time.")
 DEVICE_LOST = JobError("worker-lost", "The worker's device vanished.")
+DEVICE_BROKE = JobError("worker-lost", "The worker's device became useless over the part.")
 OUT_OF_MEMORY = JobError("out-of-memory", "The stage took more memory than it may.")
 GIVEN_BACK = JobError("worker-lost", "The worker was shut down before the part was finished.")
 
@@ -91,6 +94,7 @@ class Heart:
         self._device, self._name = device, f"{socket.gethostname()}:{os.getpid()}"
         self._announced = -math.inf
         self._watched = DeviceWatch(device)
+        self._stillborn = 0
         self._settings, self._workplace, self._counts, self._grace_s = settings, workplace, counts, grace_s
         self._exchange = Exchange(workplace / "line")
         self._children: list[Child] = []
@@ -175,6 +179,8 @@ class Heart:
                 self._renew(now)
         if self._watched.is_gone:
             self._end_worker("device vanished", DEVICE_GONE)
+        if self._stillborn >= STILLBORN and self._device.kind != "cpu":
+            self._end_worker("its children cannot start", NO_CHILD)
         if self._give_back_at is None:
             holds = sum(len(child.holds) for child in self._children)
             young = sum(now < child.young_until for child in self._children)
@@ -330,6 +336,7 @@ class Heart:
     def _bury(self, child: Child) -> None:
         """A child has died: end its leases, with the cause, and clear its place."""
         self._children.remove(child)
+        self._stillborn = 0 if child.ready else self._stillborn + 1
         with contextlib.suppress(OSError):
             child.connection.close()
         if child.scratch:

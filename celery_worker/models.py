@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from celery_worker import cuda
+from celery_worker.device_errors import is_out_of_memory
 from celery_worker.devices import used_bytes
 from celery_worker.workbench import Device
 from jobs import log
@@ -24,6 +27,7 @@ GUESS = 4  # times its file's size is what a model is thought to take until that
 logger = log.get(__name__)
 
 FIELDS = frozenset({"title", "file", "sha256", "licence", "source", "labels", "package", "contract"})
+CUDA_SAYS = re.compile(r"\b(CUDA|CUDNN|CUDNN_FE|CUBLAS|CUFFT|CURAND) failure \d")
 REQUIRED = frozenset({"title", "file", "sha256", "licence", "source"})
 
 
@@ -86,7 +90,7 @@ class Models:
             if self._entry(name)["file"].endswith(".onnx"):
                 self._make_room(name)
                 with self._measuring(name):
-                    self._loaded[name] = self._session(name)
+                    self._loaded[name] = self._session_or_room(name)
             else:
                 self._loaded[name] = self.find(name)
             self._told(name, time.monotonic() - began)
@@ -119,6 +123,19 @@ class Models:
             logger.info("model_unloaded", model=other, memory_bytes=self.taken[other], makes_room_for=name)
             del self._loaded[other], self.taken[other]
 
+    def _session_or_room(self, name: str) -> Any:
+        """What a model takes was a guess: if it is more than there is, the others go."""
+        try:
+            return self._session(name)
+        except ModelBroken as error:
+            others = [loaded for loaded in self._loaded if loaded in self.taken]
+            if self.device.kind == "cpu" or not others or not is_out_of_memory(error):
+                raise
+            logger.warning("models_unloaded", models=others, makes_room_for=name)
+        for other in others:
+            del self._loaded[other], self.taken[other]
+        return self._session(name)
+
     @contextmanager
     def _measuring(self, name: str) -> Iterator[None]:
         """What happens inside takes memory for this model."""
@@ -140,14 +157,17 @@ class Models:
         if self.device.kind == "cuda":
             # CUDA's libraries come as wheels: they are found in their packages, not by the loader's path.
             onnxruntime.preload_dlls()
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": self.device.index}))
+            providers.insert(0, cuda.provider(self.device))
         try:
-            session = onnxruntime.InferenceSession(file, options, providers=providers)
+            # By itself it would load the model anew on the CPU, also in the middle of a call, and print why: the record
+            # would name a GPU that did nothing, and nobody learnt that memory has ended or the device is lost.
+            session = onnxruntime.InferenceSession(file, options, providers=providers, enable_fallback=0)
         except Exception as error:
             raise ModelBroken(f"The model {name} cannot be loaded: {_line(error)}", model=name) from error
-        if self.device.kind == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
-            # The runtime falls back without an error; the record would name a GPU that did nothing.
-            raise ModelBroken(f"The model {name} did not load on {self.device.name}: set DEVICE=cpu.", model=name)
+        if self.device.kind == "cuda" and cuda.PROVIDER not in session.get_providers():
+            # Libraries that are missing are no error to it either.
+            why = cuda.trouble() or "ONNX Runtime does not say why"
+            raise ModelBroken(f"The model {name} did not load on {self.device.name}: {why}.", model=name)
         session.labels = labels
         return session
 
@@ -211,4 +231,6 @@ def _dtype(kind: str) -> str:
 
 
 def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    """The first line; of CUDA's the part behind a function's whole signature."""
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return line[found.start() if (found := CUDA_SAYS.search(line)) else 0 :][:300]

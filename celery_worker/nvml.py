@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,35 @@ def session() -> Iterator[Any]:
         yield pynvml
     finally:
         pynvml.nvmlShutdown()
+
+
+def trouble() -> str:
+    """Why NVML does not answer here; empty where it does."""
+    try:
+        import pynvml
+    except ImportError:
+        return "nvidia-ml-py is not installed"
+    try:
+        pynvml.nvmlInit()
+        pynvml.nvmlShutdown()
+    except (OSError, pynvml.NVMLError) as error:
+        return f"NVML: {error}"
+    return ""
+
+
+def driver() -> tuple[str, tuple[int, int]]:
+    """The driver's version, and the newest CUDA that it can run; an empty one and 0.0 where it does not say."""
+    with session() as nvml:
+        if nvml is not None:
+            with suppress(nvml.NVMLError):
+                newest = int(nvml.nvmlSystemGetCudaDriverVersion_v2())
+                return text(nvml.nvmlSystemGetDriverVersion()), (newest // 1000, newest % 1000 // 10)
+    return "", (0, 0)
+
+
+def text(value: str | bytes) -> str:
+    """Older bindings answer bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def uses(devices: Sequence[tuple[str, str]]) -> list[GpuUse]:

@@ -26,10 +26,11 @@ from celery.exceptions import Reject
 
 from celery_worker.attempt import Attempt, Broken, Done, Outcome
 from celery_worker.batch import Batch, Form, measured
-from celery_worker.device_errors import is_device_lost, is_out_of_memory
+from celery_worker.device_errors import is_device_gone, is_device_lost, is_out_of_memory
+from celery_worker.devices import is_there
 from celery_worker.fetch import Terms
 from celery_worker.hands import JobLog, WorkerHands, clean, insist
-from celery_worker.heartbeat import BROKE, DEVICE_LOST, GIVEN_BACK, OUT_OF_MEMORY
+from celery_worker.heartbeat import BROKE, DEVICE_BROKE, DEVICE_LOST, GIVEN_BACK, OUT_OF_MEMORY
 from celery_worker.inputs import Inputs, Names
 from celery_worker.line import ChildLine
 from celery_worker.models import Models
@@ -121,7 +122,13 @@ class Runtime:
         if self._shuns(at):
             self._store.strand([at])
             return
-        claim = self._claim(at)
+        try:
+            self._work(at, self._claim(at), task, stage)
+        finally:
+            if self._device_lost:
+                self._line.device_lost()  # now that every part of it is settled: the parent ends this child
+
+    def _work(self, at: PartKey, claim: Claim | None, task: str, stage: Stage) -> None:
         batch = self.batches.get(task)
         if batch is not None and batch.takes_several:
             Turn(self, stage, batch).run(claim)
@@ -282,11 +289,12 @@ class Runtime:
                         self._too_large.popitem(last=False)
                     return Verdict(Cause.GIVEN_BACK, OUT_OF_MEMORY, delay_s=0.0)
                 return Verdict(Cause.FAILURE, OUT_OF_MEMORY)
-            case _ if self._device.kind != "cpu" and is_device_lost(error):
-                logger.error("device_lost", device=self._device.name, exc_info=error)
-                self._line.device_lost()
+            case _ if self._device.kind != "cpu" and (is_device_gone(error) or is_device_lost(error)):
                 self._device_lost = True
-                return Verdict(Cause.GIVEN_BACK, DEVICE_LOST, delay_s=0.0)
+                gone = is_device_gone(error) or not is_there(self._device)
+                logger.error("device_lost", device=self._device.name, gone=gone, exc_info=error)
+                # A device that is there still was made useless by the call: a part that does it each time must end.
+                return Verdict(Cause.GIVEN_BACK, DEVICE_LOST, 0.0) if gone else Verdict(Cause.LOSS, DEVICE_BROKE)
             case FilesUnavailable() | FilesFull():
                 logger.error("files_away", exc_info=error)
                 return Verdict(Cause.GIVEN_BACK, FILES_AWAY, delay_s=FILES_AWAY_S * random.uniform(0.5, 1.5))

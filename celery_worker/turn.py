@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from celery_worker.attempt import Attempt, Broken, Done, Outcome
 from celery_worker.batch import Batch, packs
-from celery_worker.device_errors import is_device_lost, is_out_of_memory
+from celery_worker.device_errors import DeviceGone, is_device_lost, is_out_of_memory
 from celery_worker.stages import Stage
 from celery_worker.workbench import Dismissed
 from jobs import log
@@ -43,7 +43,7 @@ class Turn:
     def __init__(self, desk: Desk, stage: Stage, batch: Batch) -> None:
         self._desk, self._stage, self._batch = desk, stage, batch
         self._ending: Future[None] | None = None
-        self._lost: Broken | None = None  # the device has gone: nothing more is tried, or claimed
+        self._lost = False  # the device has gone: nothing more is tried, or claimed
 
     def run(self, claim: Claim | None) -> None:
         """Until nothing is ready or time is up. Returns when all that it claimed is settled."""
@@ -53,9 +53,8 @@ class Turn:
             while held:
                 self._batch.had_company = len(held) > 1
                 for pack in self._packed(held):
-                    lost = self._lost
-                    self._settle([(one, lost) for one in pack] if lost else self._looked(pack, self._batch.size))
-                held = self._gather([]) if time.monotonic() < until and self._lost is None else []
+                    self._settle(_untried(pack) if self._lost else self._looked(pack, self._batch.size))
+                held = self._gather([]) if time.monotonic() < until and not self._lost else []
         finally:
             self._settled()
 
@@ -103,8 +102,8 @@ class Turn:
 
         `size` is the batch's at the beginning.
         """
-        if not pack:
-            return []
+        if not pack or self._lost:
+            return _untried(pack)
         try:
             return [(one, Done(value)) for one, value in zip(pack, self._call(pack), strict=True)]
         except BaseException as error:  # noqa: BLE001 - also SystemExit: nothing of a stage may reach Celery
@@ -114,8 +113,8 @@ class Turn:
                 self._settle([(one, Broken(Dismissed())) for one in ended])
                 return self._looked([one for one in pack if one not in ended], size)
             if is_device_lost(error):
-                self._lost = lost = Broken(error)
-                return [(one, lost) for one in pack]
+                self._lost = True
+                return [(one, Broken(error)) for one in pack]
             halved = is_out_of_memory(error) and self._batch.halve()
             if len(pack) == 1 and halved:
                 return self._looked(pack, size)
@@ -149,3 +148,7 @@ class Turn:
     def _settled(self) -> None:
         if self._ending is not None:
             self._ending.result()
+
+
+def _untried(pack: Sequence[Attempt]) -> list[tuple[Attempt, Outcome]]:
+    return [(one, Broken(DeviceGone())) for one in pack]

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from celery_worker.devices import LIST
-from celery_worker.heartbeat import DEVICE_GONE
+from celery_worker.heartbeat import DEVICE_GONE, NO_CHILD
 from jobs.model import Status
 from tests.mill import Mill
 
@@ -15,6 +15,11 @@ GPUS = [
     {"number": 0, "uuid": "GPU-aaaa", "name": "NVIDIA L4", "memory_bytes": 24 << 30},
     {"number": 1, "uuid": "MIG-bbbb", "name": "NVIDIA H100 1g.10gb", "memory_bytes": 10 << 30, "is_slice": True},
 ]
+BARREN = """
+title: A stage whose batch cannot be measured
+stages: [{name: look, queue: inference.barren, time_limit: 20, batch: {max: 8, wait_ms: 5}}]
+params: {type: object, additionalProperties: false, properties: {}}
+"""
 L4, SLICE = "simulated:0 NVIDIA L4 GPU-aaaa", "simulated:1 NVIDIA H100 1g.10gb MIG-bbbb"
 
 
@@ -118,6 +123,34 @@ def test_a_call_that_says_that_the_device_is_lost_ends_the_worker_too(mill):
         mill.result(job_id, within_s=60)
         assert mill.store.get(job_id).status is Status.SUCCESSFUL
         assert set(causes(mill, job_id)) <= {("given_back", "worker-lost")}
+
+
+def test_a_part_that_makes_its_device_useless_does_not_do_so_for_ever(mill):
+    # Given a job whose call brings down whatever device it runs on, and which may lose one worker
+    mill.settings = mill.settings.model_copy(update={"max_losses": 1})
+    wedge = mill.submit("slides", how="wedge")
+    worker = mill.worker(QUEUE, DEVICE="0")
+    mill.sweeper()
+    # Then its worker ends, for another process can compute on that device again
+    assert worker.wait(60) == DEVICE_GONE
+    # And the job comes to an end: the attempt was counted, as the device was there still
+    assert mill.wait(wedge, within_s=20).error.code == "worker-lost"
+    assert causes(mill, wedge) == {("loss", "worker-lost"): 1}
+
+
+def test_a_worker_on_a_gpu_whose_child_cannot_start_does_not_look_well(mill):
+    # Given a pipeline whose probe breaks on the device, as it does where CUDA cannot be used
+    folder = mill.folder / "pipelines" / "barren"
+    folder.mkdir(parents=True)
+    (folder / "pipeline.yaml").write_text(BARREN)
+    (folder / "stages.py").write_text("look = probe = lambda *given: 1 / 0\nPROBE = {'look': probe}\n")
+    (folder / "example.json").write_text('{"pipeline": "barren", "params": {}}')
+    # When its worker starts
+    worker = mill.worker("inference.barren", DEVICE="0", PIPELINE_DIRS=folder.parent)
+    # Then it ends and says why: it would be there, and do nothing
+    assert worker.wait(60) == NO_CHILD
+    assert "its children cannot start" in mill.logs()
+    assert "ZeroDivisionError" in mill.logs()
 
 
 def test_production_refuses_a_list_of_gpus_that_are_none(mill):

@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from celery_worker import devices
+from celery_worker.device_errors import is_out_of_memory
 from celery_worker.models import Models
+from celery_worker.workbench import Device
 from jobs.errors import ModelBroken
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -97,3 +99,60 @@ def test_a_file_that_is_no_model_is_refused(folder):
 def test_a_malformed_list_of_models_is_refused(folder, text):
     (folder / "models.yaml").write_text(text)
     assert "models.yaml cannot be used:" in refusal(folder)
+
+
+GPU = Device("cuda:0 NVIDIA H100", "cuda", memory_bytes=80 << 30, uuid="GPU-aaaa")
+
+
+def test_a_gpu_that_is_not_used_is_no_cpu_in_disguise(folder):
+    # Given a device, and a runtime that has no CUDA: it would compute on the CPU without a word
+    with pytest.raises(ModelBroken, match="did not load on cuda:0 NVIDIA H100: this onnxruntime is the one without"):
+        Models(folder, GPU).load(DETECTOR)
+
+
+def broken(words):
+    """What ONNX Runtime raises where CUDA says so."""
+    return RuntimeError(
+        f"[ONNXRuntimeError] : 1 : FAIL : cuda_call.cc:129 bool CudaCall(...) {words} ; GPU=0 ; file=a.cc"
+    )
+
+
+def test_what_cuda_says_at_the_loading_is_told_and_not_answered_by_the_cpu(folder, monkeypatch):
+    # Given a runtime whose session breaks for want of memory; by itself it would try again on the CPU
+    asked = []
+
+    def session(file, options, *, providers, enable_fallback):
+        asked.append((providers, enable_fallback))
+        raise broken("CUDA failure 2: out of memory")
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", session)
+    with pytest.raises(ModelBroken) as refused:
+        Models(folder, GPU).load(DETECTOR)
+    # Then it was asked once, for the GPU, with shapes that change and floats that are whole
+    [([(name, options), other], fallback)] = asked
+    assert (name, other, fallback) == ("CUDAExecutionProvider", "CPUExecutionProvider", 0)
+    assert (options["cudnn_conv_algo_search"], options["use_tf32"]) == ("HEURISTIC", "0")
+    assert options["gpu_mem_limit"] == str(80 << 30)
+    # and the end of memory is known as such
+    assert str(refused.value).endswith("cannot be loaded: CUDA failure 2: out of memory ; GPU=0 ; file=a.cc")
+    assert is_out_of_memory(refused.value)
+
+
+def test_models_that_are_larger_than_guessed_make_room_once_memory_ends(folder, monkeypatch):
+    # Given a device with a model on it, and no room for a second one
+    models = Models(folder, GPU, used=lambda: 0)
+    there = []
+
+    def session(name):
+        if there and "first" in models._loaded:
+            raise ModelBroken("cannot be loaded", model=name) from broken("CUDA failure 2: out of memory")
+        there.append(name)
+        return name
+
+    monkeypatch.setattr(models, "_session", session)
+    entry = models.declared[DETECTOR]
+    models._entries = {"first": entry, "second": entry}
+    assert models.load("first") == "first"
+    # When the second one is asked for, the first one goes
+    assert models.load("second") == "second"
+    assert list(models._loaded) == ["second"]

@@ -50,6 +50,8 @@ def _call(benches):
         raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
     if "lost" in hows and benches[0].device.kind == "simulated":
         raise RuntimeError("CUDA failure 999: unknown error ; GPU=0")
+    if "wedge" in hows and benches[0].device.kind == "simulated":
+        raise RuntimeError("CUDA failure 700: an illegal memory access was encountered ; GPU=0")
     time.sleep(CALL_S + INPUT_S * len(benches))
     for bench in benches:
         until = time.monotonic() + bench.params["seconds"]
