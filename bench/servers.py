@@ -23,9 +23,14 @@ READY_S = 90.0
 
 
 class Servers:
-    """One RabbitMQ, one Redis with AOF `always`, and the processes that use them. Ends what it started."""
+    """One RabbitMQ, one Redis with AOF `always`, and the processes that use them. Ends what it started.
 
-    def __init__(self) -> None:
+    Without `rabbitmq` Redis is our broker too: nothing is needed that does not come as a Python package.
+    """
+
+    def __init__(self, *, rabbitmq: bool = True) -> None:
+        self._with_rabbitmq = rabbitmq
+        self._vhosts: list[str] = []
         self._ending = contextlib.ExitStack()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -35,6 +40,9 @@ class Servers:
             self.folder = Path(self._ending.enter_context(tempfile.TemporaryDirectory(prefix="gristmill-bench-")))
             # Nothing is rewritten: one side would find that in its round, and the other not.
             self.valkey = self._ending.enter_context(Valkey("--auto-aof-rewrite-percentage", "0"))
+            self.our_broker = self.valkey.url.removesuffix("/0") + "/2"
+            if not self._with_rabbitmq:
+                return self
             self.rabbitmq: RabbitMQ = self._ending.enter_context(any_rabbitmq())
             self._vhosts = [f"bench-{side}-{os.getpid()}" for side in ("ours", "peer")]
             self.our_broker, self.peer_broker = (self.rabbitmq.vhost(name) for name in self._vhosts)
@@ -53,7 +61,7 @@ class Servers:
                 process.wait(20)
             _tell(process, signal.SIGKILL, group=True)
             process.wait()
-        for name in getattr(self, "_vhosts", ()):
+        for name in self._vhosts:
             self.rabbitmq.drop_vhost(name)
         self._ending.close()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from celery_worker import devices, stages
+from celery_worker import devices, nvml, stages
 from celery_worker.devices import Gpu
 from celery_worker.models import GUESS, SHARE, Models
 from jobs.errors import ModelBroken, PipelineBroken
@@ -22,9 +22,10 @@ from jobs.pipeline import Pipelines
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET = 0.95  # of a device's memory is its worker's: the driver and other programs have the rest
 NO_GPU = (
-    "no GPU here: NVML lists none. It needs NVIDIA's driver on this machine, and a GPU that this user may see "
-    "(nvidia-smi -L lists them). Nothing was written."
+    "no GPU here: {why}. It needs NVIDIA's driver on this machine, and a GPU that this user may see "
+    "(nvidia-smi -L lists them; one with MIG on needs slices). Nothing was written."
 )
+STALE = "{file} is from another time: remove it, or `make up` asks for the devices that it names."
 HEAD = """# One inference service for each GPU of this machine, by `make gpu`: run it again when the devices change.
 # `make up` takes it in beside docker-compose.yml while it is there. The service on the CPU is off here, but may share
 # the queue: give it `replicas`.
@@ -39,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     gpus = devices.list_gpus()
     if not gpus:
-        print(NO_GPU, file=sys.stderr)
+        print(NO_GPU.format(why=nvml.trouble() or "NVML lists none that could be used"), file=sys.stderr)
+        if asked.out.exists():
+            print(STALE.format(file=asked.out), file=sys.stderr)
         return 1
     try:
         models = models_of(asked.queue, ROOT / "celery_worker" / "pipelines", ROOT / "models")

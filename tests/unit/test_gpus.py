@@ -71,6 +71,11 @@ def test_without_a_gpu_nothing_is_written(machine, tmp_path, capsys):
     assert gpus.main(["--out", str(tmp_path / "out.yml")]) == 1
     assert "no GPU here" in capsys.readouterr().err
     assert not (tmp_path / "out.yml").exists()
+    # and an older file, which would be taken in, is named and left alone
+    (tmp_path / "out.yml").write_text("services: {}")
+    assert gpus.main(["--out", str(tmp_path / "out.yml")]) == 1
+    assert "out.yml is from another time" in capsys.readouterr().err
+    assert (tmp_path / "out.yml").read_text() == "services: {}"
 
 
 def test_one_gpu_by_hand_is_reserved_and_no_other_device_will_do():
