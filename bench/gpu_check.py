@@ -1,8 +1,10 @@
 """What a GPU does here, beside the CPU: `make gpu-check`. Without a GPU it says so, and fails.
 
-equal: what `video` sees in the sample on the GPU, 16 frames to a call, and on the CPU, one to a call.
-fps: the detector alone, by frames to a call.
-busy: the share of the time in which `video` infers that the GPU computes; and how soon it is free after a dismissal.
+equal: what `video` sees in the sample on the GPU, 16 frames to a call, and on the CPU, one to a call; and the landmarks
+that the same crops of persons have on both.
+fps: the detector alone, by frames to a call; its input comes from the host's memory, its answers go there.
+busy: the share of the time in which `video` infers that the GPU computes, by NVML; and how soon it is free after a
+dismissal. That part runs a gateway and workers on Redis, and needs no RabbitMQ.
 A list of GPUs that are none (GRISTMILL_GPU_LIST) is taken for trying this command out: its figures say `simulated`.
 """
 
@@ -14,34 +16,38 @@ import os
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 
-from bench.rounds import machine
-from bench.servers import ROOT, Servers
-from bench.video import repeat
-from celery_worker import devices, nvml
+from bench.gpu_watch import STREET, watched
+from bench.rounds import figure, machine
+from bench.servers import ROOT
+from celery_worker import cuda, devices
 from celery_worker.models import Models
-from celery_worker.pipelines.video.detect import MODEL, SIDE, answers, letterbox
+from celery_worker.pipelines.video import persons
+from celery_worker.pipelines.video.detect import MODEL, SIDE, answers, detect, letterbox
 from celery_worker.testing import MODELS, run
 from celery_worker.workbench import Device
-from gristmill import Client, Job, Stage
+from jobs.errors import SettingsInvalid
 
-STREET = ROOT / "samples" / "street.mp4"
 VIDEO = ROOT / "celery_worker" / "pipelines" / "video"
 BATCH = 16
 SIZES = (1, 4, 8, 16, 32)
 BOX_PX, SCORE = 1.0, 0.01  # so far apart may a GPU's detections be: it adds floats up in another order
-SAMPLE_S = 0.05
+LANDMARK_PX = 1.0  # ... and a landmark, in pixels of its model's 256
+WARM_S = 1.0  # a GPU that idled runs at a fraction of its clock for a moment
+GOAL = 0.9
 NO_GPU = (
-    "gpu-check: there is no GPU here that ONNX Runtime can use (DEVICE={setting}), so nothing was checked. It needs "
-    "NVIDIA's driver, and onnxruntime-gpu in the place of onnxruntime (requirements/gpu.txt)."
+    "gpu-check: there is no GPU here that ONNX Runtime can use (DEVICE={setting}): {why}. Nothing was checked. "
+    "It needs NVIDIA's driver, and onnxruntime-gpu in the place of onnxruntime (requirements/gpu.txt)."
 )
 
 Detection = Mapping[str, Any]
@@ -52,36 +58,55 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--frames", type=int, default=256, help="that the detector looks at in a round")
-    parser.add_argument("--times", type=int, default=20, help="how often the clip is repeated while the GPU is watched")
+    parser.add_argument("--seconds", type=float, default=30.0, help="that the GPU is watched for while videos come in")
+    parser.add_argument("--times", type=int, default=6, help="how often the sample is repeated in each of these videos")
     asked = parser.parse_args()
     setting = os.environ.get("DEVICE", "auto")
-    device = devices.find(setting)
+    try:
+        device = devices.find(setting)
+    except SettingsInvalid as error:
+        print(f"gpu-check: {error}", file=sys.stderr)
+        return 2
     if device.kind == "cpu":
-        print(NO_GPU.format(setting=setting), file=sys.stderr)
+        why = "it is not asked for" if setting == "cpu" else cuda.trouble() or "none is seen"
+        print(NO_GPU.format(setting=setting, why=why), file=sys.stderr)
         return 2
     device = devices.pin(device)
     prefix = "gpu" if device.kind == "cuda" else "simulated"
     print(machine(), flush=True)
     print(f"device: {device.name}, {device.memory_bytes >> 20} MB", flush=True)
-    wrong, found = unequal(device)
+    # In a process of its own: then nobody but the workers has the device while it is watched.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+        wrong, seen = alone.submit(unequal, device).result()
+        apart = alone.submit(landmarks_apart, device).result()
+        rates = alone.submit(speeds, device, asked.frames, asked.rounds).result()
     for line in wrong[:10]:
         print(f"  {line}")
-    lines = [f"figure {prefix}_equal_detections {found - len(wrong)} (of {found}; goal all)"]
-    lines += [
-        f"figure {prefix}_fps_batch_{size} {rate:.1f}"
-        for size, rate in speeds(device, asked.frames, asked.rounds).items()
-    ]
-    busy, free_s = watched(setting, device, asked.times)
-    if busy is not None:
-        lines.append(f"figure {prefix}_busy_share {busy:.3f} (goal at least 0.9)")
-    lines.append(f"figure {prefix}_free_after_dismissal_s {free_s:.2f} (until the next job computes; goal at most 5)")
+    if apart:
+        print(f"  landmarks lie {max(apart):.3f} pixels apart at most, {statistics.median(apart):.4f} in the middle")
+    found = watched(setting, device, BATCH, asked.seconds, asked.times)
+    near_ones = sum(one <= LANDMARK_PX for one in apart)
+    lines = [f"figure {prefix}_unequal_detections {len(wrong)} (of {seen} on the CPU; goal 0)"]
+    lines += [f"figure {prefix}_equal_landmarks {near_ones} (of {len(apart)}; goal all)"]
+    lines += [f"figure {prefix}_fps_batch_{size} {rate:.1f}" for size, rate in rates.items()]
+    lines += [f"figure {prefix}_fps_video {found.frames / found.wall_s:.1f} (in {found.wall_s:.0f} s)"]
+    share = None if found.busy_s is None else found.busy_s / found.inference_s
+    if found.busy_s is None:
+        print(f"  {device.name} does not tell how busy it is: NVML knows that of whole GPUs only")
+    else:
+        lines += [
+            f"figure {prefix}_busy_share {share:.3f} (of {found.inference_s:.0f} s of inference; goal at least {GOAL})",
+            f"figure {prefix}_busy_share_of_all {found.busy_s / found.wall_s:.3f} (of all the time)",
+        ]
+    lines += [figure(f"{prefix}_free_after_dismissal_s", found.free_s, "at most 5, until the next job has computed")]
     print("\n".join(lines))
-    return 1 if wrong or (busy is not None and busy < 0.9) else 0
+    equal = seen > 0 and not wrong and apart and near_ones == len(apart)
+    return 0 if equal and (share is None or share >= GOAL) else 1
 
 
 def unequal(device: Device) -> tuple[list[str], int]:
-    """What differs between the device and the CPU, and how many detections there are on either."""
-    params = {"fps": 5, "tasks": ["detect", "pose"], "outputs": ["detections"]}
+    """What differs between the device and the CPU, and how many detections there are on the CPU."""
+    params = {"fps": 5, "tasks": ["detect"], "outputs": ["detections"]}
     with tempfile.TemporaryDirectory(prefix="gristmill-gpu-check-") as folder:
         theirs = run(VIDEO, params, [STREET], folder=Path(folder) / "cpu", device=devices.cpu())
         ours = run(VIDEO, params, [STREET], folder=Path(folder) / "gpu", device=device, batch=BATCH)
@@ -120,6 +145,26 @@ def near(one: Detection, other: Detection) -> bool:
     return one["class"] == other["class"] and apart <= BOX_PX and abs(one["score"] - other["score"]) <= SCORE
 
 
+def landmarks_apart(device: Device) -> list[float]:
+    """How far each landmark of each person lies from where the CPU has it, in pixels of the model; the same crops."""
+    ours, theirs = (Models(MODELS, one).load(persons.MODEL) for one in (device, devices.cpu()))
+    detector = Models(MODELS, devices.cpu()).load(MODEL)
+    person = detector.labels.index("person")
+    found: list[float] = []
+    with av.open(str(STREET)) as file:
+        for frame in islice(file.decode(video=0), 0, 100, 10):
+            picture = frame.to_ndarray(format="rgb24")
+            small = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+            letterbox(picture, False, small[0])
+            size = (frame.width, frame.height)
+            [seen] = detect(detector, small, batch=1, size=size, min_score=0.4, classes=frozenset({person}))
+            crops = [persons.cut(picture, *square) for square in persons.squares_of(seen, 1.0)]
+            for mine, other in zip(persons.looks(ours, crops, BATCH), persons.looks(theirs, crops, 1), strict=True):
+                if float(other[1][0]) >= persons.SURE:
+                    found += np.abs(mine[0] - other[0])[: persons.LANDMARKS, :2].max(axis=1).tolist()
+    return found
+
+
 def speeds(device: Device, count: int, rounds: int) -> dict[int, float]:
     """Frames a second of the detector by frames to a call: the median of rounds in which each size has its turn."""
     frames = np.zeros((count, SIDE, SIDE, 3), np.uint8)
@@ -128,79 +173,17 @@ def speeds(device: Device, count: int, rounds: int) -> dict[int, float]:
             letterbox(picture.to_ndarray(format="rgb24"), False, frame)
     session = Models(MODELS, device).load(MODEL)
     rates: dict[int, list[float]] = {size: [] for size in SIZES}
-    for size in SIZES:
-        list(answers(session, frames[:size], size))  # the first call of a size prepares it
+    for size in SIZES:  # the first call of a size prepares it
+        until = time.perf_counter() + WARM_S
+        while list(answers(session, frames[:size], size)) and time.perf_counter() < until:
+            pass
     for n in range(rounds):
         for size in SIZES:
             began = time.perf_counter()
-            list(answers(session, frames, size))
+            list(answers(session, frames, size))  # a call returns once its answers are in the host's memory
             rates[size].append(count / (time.perf_counter() - began))
         print(f"  round {n + 1}: " + ", ".join(f"{size}: {rates[size][-1]:.1f} fps" for size in SIZES), flush=True)
     return {size: statistics.median(found) for size, found in rates.items()}
-
-
-def watched(setting: str, device: Device, times: int) -> tuple[float | None, float]:
-    """How busy the GPU is while `video` infers (None: nobody tells), and seconds from a dismissal to the next job."""
-    with Servers() as servers:
-        clip = servers.folder / "street.mp4"
-        repeat(STREET, clip, times)
-        client = Client(f"http://127.0.0.1:{servers.our_gateway()}")
-        servers.our_sweeper()
-        for queue in ("preprocess", "postprocess"):
-            servers.our_worker(queue)
-        told = {**servers.our_environment(), "DEVICE": setting, "MAX_BATCH": str(BATCH), "QUEUES": "inference"}
-        servers.start("worker-inference", ["-m", "celery_worker"], **told)
-        job = client.submit("video", file=STREET, fps=5).wait()  # warm
-        if inference_of(job).device != device.name:
-            raise RuntimeError(f"inference ran on {inference_of(job).device}, not on {device.name}")
-        job = client.submit("video", file=clip, fps=25)
-        with Sampler(device) as sampler:
-            while not job.refresh().status.is_final:
-                sampler.counts = inference_of(job).status == "running"
-                time.sleep(SAMPLE_S)
-        if str(job.status) != "successful":
-            raise RuntimeError(f"the job is {job.status}: {job.error}")
-        # While one job infers, it is dismissed, and another one wants the GPU.
-        job = client.submit("video", file=clip, fps=25)
-        servers.until(lambda: inference_of(job.refresh()).status == "running", "the job to infer")
-        began = time.monotonic()
-        job.dismiss()
-        other = client.submit("video", file=STREET, fps=1, priority=9)
-        servers.until(lambda: inference_of(other.refresh()).done, "the next job to infer")
-        return sampler.share, time.monotonic() - began
-
-
-def inference_of(job: Job) -> Stage:
-    """The stage that the GPU is for."""
-    return next(stage for stage in job.stages if stage.name == "inference")
-
-
-class Sampler:
-    """Asks NVML again and again how busy the device is, in a thread; those answers count that come while `counts`."""
-
-    def __init__(self, device: Device) -> None:
-        self.counts = False
-        self._device, self._busy, self._ended = device, list[float](), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
-
-    @property
-    def share(self) -> float | None:
-        """The mean of what counted."""
-        return statistics.mean(self._busy) if self._busy else None
-
-    def __enter__(self) -> Sampler:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._ended.wait(SAMPLE_S):
-            found = nvml.uses([(self._device.name, self._device.uuid)])
-            if self.counts and found and found[0].busy is not None:
-                self._busy.append(found[0].busy)
 
 
 if __name__ == "__main__":

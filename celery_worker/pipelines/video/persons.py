@@ -31,8 +31,8 @@ def persons(
     """
     mask = np.zeros(picture.shape[:2], np.uint8)
     seen: list[Person] = []
-    squares = [_square([edge * scale for edge in box]) for _, _, *box in found[:MOST]]
-    looked = _looks(session, [_cut(picture, *square) for square in squares], batch)
+    squares = squares_of(found, scale)
+    looked = looks(session, [cut(picture, *square) for square in squares], batch)
     for (_, score, *box), (left, top, side), (landmarks, presence, body) in zip(found, squares, looked, strict=False):
         if float(presence[0]) < SURE:
             continue
@@ -73,9 +73,12 @@ def bodies(bench: Workbench, segment: Mapping[str, Any], found: list[list[Detect
     return answer
 
 
-def _looks(
-    session: Any, crops: Sequence[np.ndarray], batch: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def squares_of(found: Sequence[Detection], scale: float) -> list[tuple[int, int, int]]:
+    """Left, top and side of the crop of each person that is looked at."""
+    return [_square([edge * scale for edge in box]) for _, _, *box in found[:MOST]]
+
+
+def looks(session: Any, crops: Sequence[np.ndarray], batch: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Landmarks, presence and mask of each crop."""
     for first in range(0, len(crops), batch):
         images = np.stack(crops[first : first + batch])
@@ -96,7 +99,8 @@ def _inside(shape: Sequence[int], left: int, top: int, side: int) -> tuple[slice
     return slice(y1, y2), slice(x1, x2), slice(y1 - top, y2 - top), slice(x1 - left, x2 - left)
 
 
-def _cut(picture: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
+def cut(picture: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
+    """A crop as the model takes it; what lies outside of the picture is black."""
     rows, columns, inner_rows, inner_columns = _inside(picture.shape, left, top, side)
     crop = np.zeros((side, side, 3), np.uint8)
     crop[inner_rows, inner_columns] = picture[rows, columns]
