@@ -98,7 +98,8 @@ asyncio.run(main())
 def test_a_log_that_cannot_be_written_stops_no_work():
     # Given a disk that is full
     with open("/dev/full", "wb") as full:
-        printed, _ = run("""
+        printed, _ = run(
+            """
 async def main():
     logger.info("in_a_loop")
     await asyncio.sleep(0)
@@ -108,6 +109,8 @@ asyncio.run(main())
 print("went on")
 sys.stdout.flush()
 os._exit(0)  # the interpreter's own flush of stderr would make it 120
-""", full.fileno())
+""",
+            full.fileno(),
+        )
     # Then everything but the lines is as it was
     assert printed == "went on\n"
