@@ -24,6 +24,15 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Listed:
+    """A file that is there: its name, its size, and for how long it has been so."""
+
+    name: str
+    bytes: int
+    age_s: float
+
+
+@dataclass(frozen=True)
 class Space:
     """Bytes that may still be written, and that there are in all."""
 
@@ -80,8 +89,8 @@ class Files(Protocol):
         """Remove a file, or with a trailing slash everything below. Nothing there: nothing."""
         ...
 
-    def listed(self, folder: str) -> Iterator[tuple[str, float]]:
-        """Every file below a folder, with its age in seconds; those of one folder one after the other.
+    def listed(self, folder: str) -> Iterator[Listed]:
+        """Every file below a folder; those of one folder one after the other.
 
         Lazy: a million names are not held at once. What appears or goes meanwhile may be there or not.
         """

@@ -2,13 +2,17 @@
 
 A walk over all files, a little with every sweep. Names are listed first and records asked after, so that what is in
 use is never taken for left over: an attempt that is neither held nor accepted now can never be again.
+
+Each whole walk counts what it leaves: nobody else knows how much is stored on S3, and no list is made for that alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from jobs import log
 from jobs.errors import JobNotFound, UploadNotFound
@@ -23,12 +27,22 @@ OF_JOB = re.compile(r"jobs/([^/]+)/.+")
 logger = log.get(__name__)
 
 
+@dataclass(frozen=True)
+class Walked:
+    """What a whole walk found to be needed: files and bytes by folder. `at` is when it ended, in Unix seconds."""
+
+    at: float
+    files: Mapping[str, int]
+    bytes: Mapping[str, int]
+
+
 class Orphans:
-    """One walk after the other; `step` goes on where the last one stopped."""
+    """One walk after the other; `step` goes on where the last one stopped. `walked` tells of the last whole one."""
 
     def __init__(self, store: JobStore, files: Files, older_than_s: float) -> None:
         self._store, self._files, self._older_than_s = store, files, older_than_s
-        self._walk: Iterator[str | None] = iter(())
+        self._walk: Iterator[str | None] = self._names()
+        self.walked: Walked | None = None
 
     def step(self, limit: int) -> int:
         """Look at `limit` files and delete what nobody needs; how many were deleted. At the end, begin anew."""
@@ -50,10 +64,16 @@ class Orphans:
 
     def _names(self) -> Iterator[str | None]:
         """For each file its name, if it is to be deleted."""
-        for name, age_s in self._files.listed(UPLOADS):
-            yield name if age_s > self._older_than_s and self._is_lost_upload(name) else None
-        for name, age_s in self._files.listed(JOBS):
-            yield name if age_s > self._older_than_s and self._is_left_over(name) else None
+        files, sizes = {UPLOADS: 0, JOBS: 0}, {UPLOADS: 0, JOBS: 0}
+        for folder, is_left in ((UPLOADS, self._is_lost_upload), (JOBS, self._is_left_over)):
+            for one in self._files.listed(folder):
+                if one.age_s > self._older_than_s and is_left(one.name):
+                    yield one.name
+                    continue
+                files[folder] += 1
+                sizes[folder] += one.bytes
+                yield None
+        self.walked = Walked(time.time(), files, sizes)
 
     def _is_lost_upload(self, name: str) -> bool:
         with contextlib.suppress(UploadNotFound):

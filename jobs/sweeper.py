@@ -172,9 +172,11 @@ class Sweeper:
 
     def _collect(self) -> None:
         """What no record ever named, or names no more: not in the trash, so somebody has to look for it."""
-        if self._sweeps % COLLECT_EVERY == 0 and (count := self._orphans.step(COLLECT)):
-            logger.info("orphans_deleted", count=count)
-            self.counts.deleted.inc(count)
+        if self._sweeps % COLLECT_EVERY == 0:
+            if count := self._orphans.step(COLLECT):
+                logger.info("orphans_deleted", count=count)
+                self.counts.deleted.inc(count)
+            self.counts.walked(self._orphans.walked)
         self._sweeps += 1
 
     def _ring(self, why: str, rings: Sequence[Ring]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from jobs.asked import Asked, one
 from jobs.brokers import DEAD_QUEUE
 from jobs.dispatch import Bell
 from jobs.files import Files
+from jobs.orphans import Walked
 from jobs.store import JobStore
 
 MOST_DEAD = 1_000  # dead parts are counted up to here
@@ -23,7 +24,7 @@ class SweepCounts:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        counter = partial(Counter, registry=self.registry)
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
         self.sweeps = Histogram("gristmill_sweep_seconds", "Seconds that a sweep took.", registry=self.registry)
         self.repeated = counter("gristmill_rings_repeated", "Rings rung again, by why.", ["why"])
         self.leases = counter("gristmill_leases_ended", "Leases that ran out, each a lost attempt.")
@@ -31,6 +32,18 @@ class SweepCounts:
         self.expired = counter("gristmill_expired", "Families of jobs and uploads forgotten after their time.")
         self.deleted = counter("gristmill_files_deleted", "Files and folders deleted that no record needs.")
         self.failed = counter("gristmill_sweep_steps_failed", "Steps that could not be done.", ["step"])
+        self._stored = gauge("gristmill_files_stored", "Files, as the last whole walk found them.", ["folder"])
+        self._stored_bytes = gauge("gristmill_files_stored_bytes", "Bytes of the files that it found.", ["folder"])
+        self._walked_at = gauge("gristmill_files_walked_timestamp_seconds", "When it ended; 0: none has yet.")
+
+    def walked(self, last: Walked | None) -> None:
+        """How much is stored, as of the last whole walk over the files."""
+        if last is None:
+            return
+        for folder, files in last.files.items():
+            self._stored.labels(folder).set(files)
+            self._stored_bytes.labels(folder).set(last.bytes[folder])
+        self._walked_at.set(last.at)
 
 
 def looks(store: JobStore, bell: Bell, files: Files, queues: Sequence[str]) -> tuple[Asked, ...]:

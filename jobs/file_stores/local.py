@@ -16,7 +16,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from jobs.errors import FileMissing, FilesFull, FilesUnavailable
-from jobs.files import ASIDE, CHUNK_BYTES, Space, Stored, check_name, fill
+from jobs.files import ASIDE, CHUNK_BYTES, Listed, Space, Stored, check_name, fill
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP})
@@ -82,8 +82,8 @@ class LocalFiles:
                 path.unlink()
             self._prune(path.parent)
 
-    def listed(self, folder: str) -> Iterator[tuple[str, float]]:
-        """Every file below a folder, with its age in seconds. Links are not followed."""
+    def listed(self, folder: str) -> Iterator[Listed]:
+        """Every file below a folder. Links are not followed."""
         waiting = [self.root / check_name(folder)]
         while waiting:
             below: list[Path] = []
@@ -97,8 +97,9 @@ class LocalFiles:
                     below.append(Path(entry.path))
                     continue
                 with suppress(FileNotFoundError):
-                    age_s = time.time() - entry.stat(follow_symlinks=False).st_mtime
-                    yield os.path.relpath(entry.path, self.root), age_s
+                    found = entry.stat(follow_symlinks=False)
+                    name = os.path.relpath(entry.path, self.root)
+                    yield Listed(name, found.st_size, time.time() - found.st_mtime)
             waiting += below
 
     def ping(self) -> None:

@@ -18,7 +18,7 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from jobs.errors import FileMissing, FilesFull, FilesUnavailable
-from jobs.files import ASIDE, CHUNK_BYTES, Stored, check_name, fill
+from jobs.files import ASIDE, CHUNK_BYTES, Listed, Stored, check_name, fill
 
 PART_BYTES = 8_388_608  # of a multipart upload; S3 takes 10,000 of them
 PARALLEL_PARTS = 2  # a writer holds at most this many and the one it fills
@@ -86,12 +86,13 @@ class S3Files:
             else:
                 obstore.delete(self._store, name)
 
-    def listed(self, folder: str) -> Iterator[tuple[str, float]]:
-        """Every object below a folder, with its age in seconds; S3 lists them by name."""
+    def listed(self, folder: str) -> Iterator[Listed]:
+        """Every object below a folder; S3 lists them by name, 1,000 a request."""
         with _answers():
             for found in obstore.list(self._store, prefix=f"{check_name(folder)}/", chunk_size=1_000):
                 for one in found:
-                    yield one["path"], (datetime.now(UTC) - one["last_modified"]).total_seconds()
+                    age_s = (datetime.now(UTC) - one["last_modified"]).total_seconds()
+                    yield Listed(one["path"], one["size"], age_s)
 
     def ping(self) -> None:
         """Raises FilesUnavailable."""

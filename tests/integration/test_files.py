@@ -79,16 +79,17 @@ def local(tmp_path) -> Files:
     return open_files(f"file://{tmp_path}/files")
 
 
-def test_what_is_there_is_listed_with_its_age(files):
+def test_what_is_there_is_listed_with_its_size_and_age(files):
     # Given files in folders, and one elsewhere
     names = {f"jobs/{job}/0/{n}.txt" for job in "ab" for n in range(3)} | {"jobs/c"}
     for name in {*names, "uploads/x"}:
-        files.put(name, b"x")
+        files.put(name, name.encode())
     # When a folder is listed, and one that is not there
-    found = dict(files.listed("jobs"))
+    found = list(files.listed("jobs"))
     # Then every file below it is there once, and new
-    assert (set(found), list(files.listed("none"))) == (names, [])
-    assert all(-60 < age_s < 600 for age_s in found.values())
+    assert sorted((one.name, one.bytes) for one in found) == sorted((name, len(name)) for name in names)
+    assert all(-60 < one.age_s < 600 for one in found)
+    assert list(files.listed("none")) == []
 
 
 # -- the contract ---------------------------------------------------------------------------------------------

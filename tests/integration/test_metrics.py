@@ -139,8 +139,9 @@ def test_nonsense_sent_to_the_port_harms_nothing(mill):
 
 
 def test_a_sweeper_tells_what_waits_what_is_dead_and_what_it_rang_again(mill):
-    # Given a sweeper, two jobs that wait, one of them never rung, and a dead part
+    # Given a sweeper, two jobs that wait, one of them never rung, a dead part, and an upload
     port = free_port()
+    mill.files.put("uploads/one", b"x" * 100)
     mill.worker("poison", "-c", "1")
     assert mill.wait(mill.submit("poison", how="sys_exit"), within_s=60).status is Status.FAILED
     mill.submit("addition", x=1, y=1)
@@ -159,6 +160,9 @@ def test_a_sweeper_tells_what_waits_what_is_dead_and_what_it_rang_again(mill):
     assert (told["gristmill_jobs_waiting"], told["gristmill_dead_letters"]) == (2, 1)
     assert told["gristmill_dead_parts"] >= 1
     assert 0 < told["gristmill_files_free_bytes"] <= told["gristmill_files_size_bytes"]
+    assert told['gristmill_files_stored{folder="uploads"}'] == 1
+    assert told['gristmill_files_stored_bytes{folder="uploads"}'] == 100
+    assert time.time() - 60 < told["gristmill_files_walked_timestamp_seconds"] <= time.time()
     assert told["gristmill_sweep_seconds_count"] >= 2
     assert [told[name] for name in UPS] == [1, 1, 1]
 

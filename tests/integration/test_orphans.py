@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from jobs.errors import FilesUnavailable
 from jobs.files import open_files, part_folder
 from jobs.model import Artifact, Upload
 from jobs.orphans import Orphans
@@ -39,7 +40,7 @@ def collect(store, files):
     orphans = Orphans(store, files, OLD_S)
     for _ in range(50):
         orphans.step(3)
-    return sorted(name for name, _ in files.listed("uploads")) + sorted(name for name, _ in files.listed("jobs"))
+    return [name for folder in ("uploads", "jobs") for name in sorted(one.name for one in files.listed(folder))]
 
 
 def attempt(claim, name="kept.txt"):
@@ -56,6 +57,38 @@ def test_an_upload_whose_gateway_died_before_its_record_goes_and_one_with_a_reco
     # When the orphans are looked for
     # Then only the old one without a record goes
     assert collect(store, files) == sorted([put_down, coming])
+
+
+def test_a_whole_walk_counts_what_it_leaves(store, files, keep, tmp_path):
+    # Given two uploads with a record, one whose gateway died, and files of jobs, one of them new
+    for name in ("one", "two"):
+        store.add_upload(Upload(name, keep(f"uploads/{name}"), 5, "ab" * 32, "text/plain"), 60.0)
+    keep("uploads/lost")
+    keep("jobs/gone/0/0.0.1/kept.txt")
+    files.put("jobs/here/0/0.0.1/kept.txt", b"x" * 100)
+    # When a walk is not over yet, then it has counted nothing
+    orphans = Orphans(store, files, OLD_S)
+    orphans.step(4)
+    assert orphans.walked is None
+    # When it is, then it tells what there is left
+    began = time.time()
+    orphans.step(4)
+    walked = orphans.walked
+    assert (walked.files, walked.bytes) == ({"uploads": 2, "jobs": 1}, {"uploads": 10, "jobs": 100})
+    assert began <= walked.at <= time.time()
+    # And a walk that breaks changes nothing of that; the next whole one does
+    files.put("uploads/three", b"new")
+    orphans.step(1)
+    (tmp_path / "files" / "jobs").rename(tmp_path / "files" / "aside")
+    (tmp_path / "files" / "jobs").symlink_to("jobs")
+    with pytest.raises(FilesUnavailable):
+        orphans.step(50)
+    assert orphans.walked is walked
+    (tmp_path / "files" / "jobs").unlink()
+    (tmp_path / "files" / "aside").rename(tmp_path / "files" / "jobs")
+    for _ in range(2):
+        orphans.step(50)
+    assert orphans.walked.bytes == {"uploads": 13, "jobs": 100}
 
 
 def test_files_of_stale_attempts_go_and_those_of_living_and_accepted_ones_stay(store, store_url, files, keep, make_job):
