@@ -319,7 +319,7 @@ class JobStore(Protocol):
     def longest_waits(self) -> dict[str, float]:
         """By task: how many seconds the part that has been ready for longest waits.
 
-        It may look at some hundreds of a queue only, so a task whose parts are all behind those is not told.
+        Every task that has a ready part is told, at a cost that grows with their number and not with the backlog.
         """
         ...
 

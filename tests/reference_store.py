@@ -359,6 +359,10 @@ class ReferenceStore:
                 counts[stage.plan.queue] = counts.get(stage.plan.queue, 0) + 1
         return counts
 
+    def tasks_ready(self) -> set[str]:
+        """Whose waits a store tells."""
+        return {f"{record.job.pipeline}.{stage.plan.name}" for record, stage, _ in self._all("ready")}
+
     def overdue(self, queue: str, limit: int) -> list[Ring]:
         found = [
             (record, part)

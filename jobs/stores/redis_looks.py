@@ -9,7 +9,7 @@ from jobs.model import DeadPart, PartKey, Presence, Status
 from jobs.stores import redis_records as records
 from jobs.stores.redis_link import Link, answering, wire
 
-LOOK_WAITS = 200  # how many ready parts of each of a queue's lists `longest_waits` looks at: it is asked at each scrape
+LOOK_WAITS = 100  # how many parts that an older version took `longest_waits` passes over: it is asked at each scrape
 
 
 def dead(link: Link, limit: int) -> list[DeadPart]:
@@ -32,24 +32,7 @@ def dead(link: Link, limit: int) -> list[DeadPart]:
 
 def longest_waits(link: Link) -> dict[str, float]:
     """By task: for how long the oldest ready part has been so."""
-    with answering():
-        now = link.now()
-        longest: dict[str, float] = {}
-        for queue in link.client.smembers("queues"):
-            for list_ in (b"rung", b"unrung"):
-                name = b"queue:" + queue + b":" + list_
-                keys = [records.part_of(one) for one in link.client.zrange(name, 0, LOOK_WAITS - 1)]
-                pipe = link.client.pipeline(transaction=False)
-                for at in keys:
-                    pipe.hmget(f"job:{at.job_id}", "pipeline", f"s{at.stage}.name")
-                    pipe.hget(f"job:{at.job_id}:s{at.stage}:parts", at.index)
-                found = pipe.execute()
-                for (pipeline, stage), text in zip(found[::2], found[1::2], strict=True):
-                    if pipeline and text:
-                        task = f"{pipeline.decode()}.{stage.decode()}"
-                        waits_s = now - json.loads(text)["ra"] / 1000
-                        longest[task] = max(longest.get(task, 0.0), waits_s)
-    return longest
+    return {task.decode(errors="surrogatepass"): ms / 1000 for task, ms in link.run("longest_waits", LOOK_WAITS)}
 
 
 def present(link: Link) -> list[Presence]:

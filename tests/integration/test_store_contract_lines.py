@@ -11,7 +11,7 @@ import redis
 
 from jobs.errors import JobNotFound, TooManyWaiting
 from jobs.model import Accepted, Cause, PartKey, Place, Pressure, StagePlan, Status, Submission
-from jobs.store import NO_WORKER_S
+from jobs.store import NO_WORKER_S, open_store
 from jobs.stores.postgres_looks import OLDEST
 from tests.ageing import age
 from tests.conftest import new_job
@@ -296,6 +296,47 @@ def test_a_long_backlog_does_not_make_the_longest_wait_dear(store, store_url, ma
     # When it is asked how long they wait, then it is told, and not all of them were looked at
     assert store.longest_waits() == {"echo.only": pytest.approx(100, abs=5), "echo.other": pytest.approx(0, abs=5)}
     assert 0 < effort_of_waits(store, store_url) < 500
+
+
+def test_the_longest_wait_is_told_of_a_task_that_stands_behind_all_others_of_its_queue(store, store_url, make_job):
+    # Given many jobs that wait, rung and unrung, and behind them one of another task on the same queue
+    for ring in (True, False):
+        for _ in range(6):
+            rings = [one.rings[0] for one in store.add([Submission(make_job()) for _ in range(50)])]
+            store.rung(rings if ring else [])
+    age(store_url, 100)
+    late = put(store, make_job(StagePlan("other", "only")))
+    age(store_url, 10)
+    # Then both are told
+    waits = {"echo.only": pytest.approx(110, abs=5), "echo.other": pytest.approx(10, abs=5)}
+    assert store.longest_waits() == waits
+    # And a part that is backing off, or whose job has ended, is not ready, and not told
+    break_part(store, part(late), Cause.FAILURE, delay_s=5)
+    assert store.longest_waits().keys() == {"echo.only"}
+    age(store_url, 6)
+    store.due(10)
+    waits = {"echo.only": pytest.approx(116, abs=5), "echo.other": pytest.approx(0, abs=5)}
+    assert store.longest_waits() == waits
+    store.dismiss(late.id)
+    assert store.longest_waits().keys() == {"echo.only"}
+
+
+def test_what_an_older_version_did_is_seen_too(redis_url, make_job):
+    # Given three jobs, of which a version that keeps no list of a task's parts accepted one, took one and ended one
+    with closing(open_store(redis_url)) as store, redis.Redis.from_url(redis_url) as client:
+        accepted, taken, ended = (put(store, make_job()) for _ in range(3))
+        listed = client.zrange("task:echo.only:ready", 0, -1, withscores=True)
+        take(store, part(taken))
+        store.dismiss(ended.id)
+        client.zadd("task:echo.only:ready", dict(listed))
+        client.zrem("task:echo.only:ready", f"{accepted.id}|0|0|0")
+        # Then those that are taken and ended do not count, and are forgotten
+        assert store.longest_waits() == {}
+        assert (client.exists("task:echo.only:ready"), client.exists("tasks")) == (0, 0)
+        # And the one that is ready does from its next ring on
+        age(redis_url, 3)
+        assert [ring.at for ring in store.unrung(10)] == [part(accepted)]
+        assert store.longest_waits() == {"echo.only": pytest.approx(3, abs=2)}
 
 
 def effort_of_waits(store, store_url: str) -> int:

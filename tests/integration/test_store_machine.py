@@ -218,11 +218,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_out_of_sight(self):
-        """What is ready inside a window is owed or rung, and counted by its queue."""
+        """What is ready inside a window is owed or rung, counted by its queue, and waits by its task."""
         if not hasattr(self, "model"):
             return
         assert {q: n for q, n in self.store.rung_counts().items() if n} == self.model.rung_counts()
         assert self.store.counts() == self.model.counts()
+        assert self.store.longest_waits().keys() == self.model.tasks_ready()
 
     @invariant()
     def windows_and_counters_add_up(self):

@@ -67,22 +67,31 @@ local function ring(id, s, g, i)
 end
 
 local function unring(id, s, g, i)
-  local queue, key = 'queue:' .. stage(id, s, 'queue'), member(id, s, g, i)
-  redis.call('ZREM', queue .. ':unrung', key)
-  redis.call('ZREM', queue .. ':rung', key)
+  local h, key = redis.call('HMGET', job(id), 'pipeline', 's' .. s .. '.name', 's' .. s .. '.queue'), member(id, s, g, i)
+  redis.call('ZREM', 'queue:' .. h[3] .. ':unrung', key)
+  redis.call('ZREM', 'queue:' .. h[3] .. ':rung', key)
+  redis.call('ZREM', 'task:' .. h[1] .. '.' .. h[2] .. ':ready', key)
   redis.call('ZREM', 'due', key)
   redis.call('ZREM', 'leases', key)
 end
 
+-- A ready part stands under its task too, by when it became ready: so the oldest of each can be told.
+local function stand(task, key, p)
+  redis.call('SADD', 'tasks', task)
+  redis.call('ZADD', 'task:' .. task .. ':ready', p.ra, key)
+end
+
 -- A part inside the window can be claimed from now on; its ring is owed.
 local function ready(id, s, g, i, p, t)
-  local queue = stage(id, s, 'queue')
+  local owed, key = ring(id, s, g, i), member(id, s, g, i)
+  local task, queue = owed[5], owed[6]
   p.st, p.ra, p.r, p.tk, p.nb = 'ready', t, nil, nil, nil
   save(id, s, i, p)
   redis.call('SADD', under(id, s, 'open'), i)
   redis.call('SADD', 'queues', queue)
-  redis.call('ZADD', 'queue:' .. queue .. ':unrung', t + UNCONFIRMED_MS, member(id, s, g, i))
-  return ring(id, s, g, i)
+  redis.call('ZADD', 'queue:' .. queue .. ':unrung', t + UNCONFIRMED_MS, key)
+  stand(task, key, p)
+  return owed
 end
 
 -- A new part: ready if the window has room, else waiting for its turn. Returns its ring, or nil.
@@ -341,6 +350,7 @@ local function rings_of(list, keys, score)
     if p and p.st == 'ready' then
       redis.call('ZADD', list, score(id, s, i, p), key)
       rings[#rings + 1] = ring(id, s, g, i)
+      stand(rings[#rings][5], key, p) -- an older version made it ready, and does not know these lists
     else
       redis.call('ZREM', list, key)
     end
