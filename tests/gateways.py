@@ -1,4 +1,4 @@
-"""Real gateways for tests: a server process on a port of its own, beside real neighbours."""
+"""Real gateways for tests: a server process on a port of its own, beside real neighbours, or with workers behind it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
 import httpx2
 from starlette.types import ASGIApp
 
-from tests.neighbours import Started
+from tests.mill import Mill
+from tests.neighbours import Started, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -127,3 +130,37 @@ class Gateway(Started):
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)  # its processes too
                 self.process.wait()
+
+
+@contextmanager
+def installed(
+    folder: Path,
+    broker_url: str,
+    store_url: str,
+    pipeline: tuple[str, str, str],
+    *,
+    processes: int = 1,
+    **settings: str,
+) -> Iterator[tuple[Mill, Gateway]]:
+    """A gateway as it is started in earnest, a sweeper, and for each queue of one pipeline a worker with one child.
+
+    `pipeline` is its name, its pipeline.yaml and its stages.py. Once all of them are ready.
+    """
+    name, told, stages = pipeline
+    of_pipeline = folder / "pipelines" / name
+    of_pipeline.mkdir(parents=True)
+    (of_pipeline / "pipeline.yaml").write_text(told)
+    (of_pipeline / "stages.py").write_text(stages)
+    settings["PIPELINE_DIRS"] = str(folder / "pipelines")
+    gateway = Gateway(free_port(), store_url, broker_url, folder, **settings)
+    with Mill(broker_url, store_url, folder, LEASE_S=15, **settings) as mill:
+        try:
+            gateway.start(production=True, processes=processes)
+            queues = mill.pipelines.queues
+            for queue in queues:
+                mill.worker(queue, "-c", "1")
+            mill.start("sweeper", ["-m", "jobs.sweeper"])
+            mill.until(lambda: mill.logs().count(" ready.") == len(queues), within_s=90, what="the workers")
+            yield mill, gateway
+        finally:
+            gateway.close()

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateways import Gateway
-from tests.mill import Mill
-from tests.neighbours import free_port
+from tests.gateways import installed
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
@@ -39,22 +37,10 @@ def there(bench, given):
 @pytest.fixture(scope="module")
 def trail(valkey, tmp_path_factory):
     """A gateway as it is started in earnest, and a worker for each of two queues."""
-    folder = tmp_path_factory.mktemp("trail")
-    (folder / "pipelines" / "trail").mkdir(parents=True)
-    (folder / "pipelines" / "trail" / "pipeline.yaml").write_text(PIPELINE)
-    (folder / "pipelines" / "trail" / "stages.py").write_text(STAGES)
-    broker, store, told = f"{valkey.url[:-1]}7", f"{valkey.url[:-1]}6", {"PIPELINE_DIRS": str(folder / "pipelines")}
-    gateway = Gateway(free_port(), store, broker, folder, **told)
-    with Mill(broker, store, folder, LEASE_S=15, MAX_LOSSES=1, **told) as mill:
-        try:
-            gateway.start(production=True, processes=2)
-            for queue in ("here", "there"):
-                mill.worker(queue, "-c", "1")
-            mill.start("sweeper", ["-m", "jobs.sweeper"])
-            mill.until(lambda: mill.logs().count(" ready.") == 2, within_s=90, what="both workers")
-            yield mill, gateway
-        finally:
-            gateway.close()
+    folder, trail = tmp_path_factory.mktemp("trail"), ("trail", PIPELINE, STAGES)
+    broker, store = f"{valkey.url[:-1]}7", f"{valkey.url[:-1]}6"
+    with installed(folder, broker, store, trail, processes=2, MAX_LOSSES="1") as both:
+        yield both
 
 
 def lines(folder: Path) -> list[dict]:

@@ -14,8 +14,7 @@ from structlog.testing import capture_logs
 from jobs import spans
 from jobs.trace import inside, new, span_id, trace_id
 from tests.collector import Collector
-from tests.gateways import Gateway
-from tests.mill import Mill
+from tests.gateways import Gateway, installed
 from tests.neighbours import free_port
 
 CLIENT = "00f067aa0ba902b7"  # the span that the requests of the tests come from
@@ -63,24 +62,12 @@ def events():
 @pytest.fixture(scope="module")
 def stack(valkey, tmp_path_factory):
     """A gateway as it is started in earnest, a worker for each of three queues, and a collector."""
-    folder = tmp_path_factory.mktemp("stack")
-    (folder / "pipelines" / "trio").mkdir(parents=True)
-    (folder / "pipelines" / "trio" / "pipeline.yaml").write_text(PIPELINE)
-    (folder / "pipelines" / "trio" / "stages.py").write_text(STAGES)
+    folder, trio = tmp_path_factory.mktemp("stack"), ("trio", PIPELINE, STAGES)
     broker, store = f"{valkey.url[:-1]}9", f"{valkey.url[:-1]}8"
     with Collector() as collector:
-        told = {"PIPELINE_DIRS": str(folder / "pipelines"), "OTLP_URL": collector.url, "MAX_LOSSES": "2"}
-        gateway = Gateway(free_port(), store, broker, folder, **told)
-        with Mill(broker, store, folder, LEASE_S=15, **told) as mill:
-            try:
-                gateway.start(production=True, processes=1)
-                for queue in ("cut", "look", "join"):
-                    mill.worker(queue, "-c", "1")
-                mill.start("sweeper", ["-m", "jobs.sweeper"])
-                mill.until(lambda: mill.logs().count(" ready.") == 3, within_s=90, what="the workers")
-                yield mill, gateway, collector
-            finally:
-                gateway.close()
+        told = {"OTLP_URL": collector.url, "MAX_LOSSES": "2"}
+        with installed(folder, broker, store, trio, **told) as (mill, gateway):
+            yield mill, gateway, collector
 
 
 def run(gateway: Gateway, how: str = "well", **headers: str) -> dict:
@@ -281,6 +268,20 @@ def test_what_nobody_takes_is_given_up_and_never_waited_for(collector, monkeypat
     assert collector.spans == []
     lost = sum(one["count"] for one in events if one["event"] == "spans_lost")
     assert spans.QUEUE <= lost <= spans.QUEUE + spans.BATCH
+
+
+def test_the_end_comes_after_its_bound_however_long_a_request_takes(collector, monkeypatch):
+    # Given a collector that hangs, and a request that would wait for it for longer than an end may take
+    monkeypatch.setattr(spans, "TRY_S", 8.0)
+    monkeypatch.setattr(spans, "CLOSE_S", 0.5)
+    collector.mood = "hangs"
+    way = spans.Spans(collector.url, "tests")
+    told(way, "one")
+    # When the process ends, then it waits until the bound, and no longer
+    began = time.monotonic()
+    way.close()
+    assert spans.CLOSE_S <= time.monotonic() - began < spans.TRY_S / 2
+    assert (collector.requests, collector.spans) == (1, [])
 
 
 def test_a_forked_child_leaves_the_spans_to_its_parent(collector):
