@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,6 +13,8 @@ from jobs.model import Artifact, Event, Job, LogLine, Place, Presence, StageStat
 from jobs.pipeline import Pipeline
 
 VERSION = "0.1.0"
+# Characters of control but the tab and the line's end, other line ends, and what turns the direction of text.
+UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def job_view(job: Job, result: tuple[object, ...] = (), place: Place | None = None) -> dict[str, Any]:
@@ -69,8 +72,9 @@ def event_view(event: Event) -> dict[str, Any]:
 
 
 def log_view(line: LogLine) -> str:
-    """One line of the log, as text."""
-    text = line.text.replace("\n", "\n  ")
+    """One line of the log, as text. It may quote a file, and must neither look like another nor steer a terminal."""
+    text = UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), line.text.replace("\r\n", "\n"))
+    text = text.replace("\n", "\n  ")
     fence = f"#{line.fence}" if line.fence else ""
     return f"{moment(line.time)} {line.level.upper():7} {line.stage}[{line.index}]{fence} {text}\n"
 

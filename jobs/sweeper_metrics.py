@@ -90,6 +90,7 @@ def _of_broker(bell: Bell, queues: Sequence[str]) -> list[Metric]:
 def _of_files(files: Files) -> list[Metric]:
     space = files.space()
     if space is None:
+        files.ping()
         return []
     return [
         one("gristmill_files_free_bytes", "Bytes that may still be written.", space.free),

@@ -23,6 +23,7 @@ from jobs.files import ASIDE, CHUNK_BYTES, Listed, Stored, check_name, fill
 PART_BYTES = 8_388_608  # of a multipart upload; S3 takes 10,000 of them
 PARALLEL_PARTS = 2  # a writer holds at most this many and the one it fills
 RANGE_BYTES = 4_194_304  # of one read; a slow reader must not keep a response open until it times out
+PING_S = 3  # somebody waits to hear whether it answers at all
 FULL = ("StorageFull", "QuotaExceeded", "InsufficientStorage", "507 ")
 _used_in: dict[str, int] = {}  # the process that obstore's threads are in; a forked one would wait for them for ever
 
@@ -95,27 +96,38 @@ class S3Files:
                     yield Listed(one["path"], one["size"], age_s)
 
     def ping(self) -> None:
-        """Raises FilesUnavailable."""
+        """Raises FilesUnavailable, within some 3 s also where S3 accepts and never answers."""
+        _check_process()
         with _answers():
-            obstore.list(self._store, prefix=ASIDE).collect()
+            obstore.list(self._prober, prefix=ASIDE).collect()
 
     def space(self) -> None:
         """A bucket is never full."""
 
     @property
     def _store(self) -> S3Store:
-        if _used_in.setdefault("pid", os.getpid()) != os.getpid():
-            raise FilesUnavailable("S3 was used before this process was forked, and obstore's threads stayed behind.")
+        _check_process()
         return self._client
 
     @cached_property
     def _client(self) -> S3Store:
+        return self._open(timeout_s=60, retries=3)
+
+    @cached_property
+    def _prober(self) -> S3Store:
+        return self._open(timeout_s=PING_S, retries=0)
+
+    def _open(self, timeout_s: int, retries: int) -> S3Store:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
         return S3Store(
             self.bucket,
             prefix=self.prefix or None,
-            client_options={"allow_http": endpoint.startswith("http://"), "connect_timeout": "3s", "timeout": "60s"},
-            retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=10)},
+            client_options={
+                "allow_http": endpoint.startswith("http://"),
+                "connect_timeout": "3s",
+                "timeout": f"{timeout_s}s",
+            },
+            retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=10)},
         )
 
     def _chunks(self, name: str, start: int, end: int, e_tag: str | None) -> Iterator[bytes]:
@@ -217,6 +229,11 @@ class _Upload:
         self._ended = True
         if piece is not None:
             raise piece
+
+
+def _check_process() -> None:
+    if _used_in.setdefault("pid", os.getpid()) != os.getpid():
+        raise FilesUnavailable("S3 was used before this process was forked, and obstore's threads stayed behind.")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,8 +20,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from jobs.errors import FileMissing, FilesFull, FilesUnavailable, SettingsInvalid
+from jobs.file_stores.s3 import PING_S
 from jobs.files import Files, Stored, Writer, open_files, part_folder
 from jobs.model import PartKey
+from jobs.sweeper_metrics import looks
 
 BUCKET = "gristmill-tests"
 MIB = 1_048_576
@@ -506,6 +509,26 @@ def test_an_s3_that_does_not_answer_is_out_of_reach(s3, monkeypatch):
         with pytest.raises(FilesUnavailable):
             ask()
     assert time.monotonic() - started < 20
+
+
+def test_an_s3_that_accepts_and_never_answers_is_told_soon_to_who_asks_and_who_scrapes(s3, monkeypatch):
+    # Given the gauge of a sweeper whose S3 answers
+    def is_up() -> float:
+        [_, _, asked] = looks(None, None, open_files(f"s3://{BUCKET}"), ())
+        [found] = asked.collect()
+        assert found.name == "gristmill_files_up"
+        return found.samples[0].value
+
+    assert is_up() == 1
+    # When it takes connections and says nothing
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        started = time.monotonic()
+        with pytest.raises(FilesUnavailable):
+            open_files(f"s3://{BUCKET}").ping()
+        # Then both say so
+        assert is_up() == 0
+        assert time.monotonic() - started < 2 * PING_S + 2
 
 
 def test_a_missing_bucket_is_out_of_reach(s3):

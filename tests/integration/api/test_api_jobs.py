@@ -140,6 +140,20 @@ def test_the_log_is_text(client: httpx2.Client, records: JobStore, submit: Calla
     assert answer.text == told
 
 
+def test_a_line_of_the_log_can_neither_look_like_another_nor_steer_a_terminal(
+    client: httpx2.Client, records: JobStore, submit: Callable[..., Any]
+) -> None:
+    # Given what a stage may have found in a file: line ends of every kind, commands for terminals, turned directions
+    job = submit()
+    text = "a\r\nb\rc\x0bd\x85e\u2028f\x1b[2Jg\x9b1mh\u202ei\x7f\tj\u00e9 \u65e5\u672c"
+    records.log(job["id"], [LogLine(1_700_000_000.5, "info", text, "add", 0, 3)])
+    # Then they are shown, and do nothing; letters of any script stay as they are
+    answer = client.get(f"/jobs/{job['id']}/logs").text
+    first, second = answer.splitlines()
+    assert first.endswith(" INFO    add[0]#3 a")
+    assert second == "  b\\rc\\x0bd\\x85e\\u2028f\\x1b[2Jg\\x9b1mh\\u202ei\\x7f\tj\u00e9 \u65e5\u672c"
+
+
 @pytest.fixture
 def artifact(worker: Worker, submit: Callable[..., Any]) -> str:
     """The path of a kept file."""
