@@ -52,7 +52,7 @@ from jobs.store import JobStore, open_store
 from jobs.sweeper import back_off
 
 if TYPE_CHECKING:
-    from celery_worker.spans import PartSpans
+    from jobs.part_spans import PartSpans
 
 ANNOUNCE_S, PRESENT_S = 5.0, 15.0  # how often a worker says that it is there, and how long each word holds
 TICK_S = 0.2  # between two looks at the children

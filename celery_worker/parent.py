@@ -28,10 +28,10 @@ from jobs.exposition import Exposition
 from jobs.model import PartKey, StagePlan
 from jobs.pipeline import Pipeline
 from jobs.settings import Settings
-from jobs.trace import open_spans
+from jobs.trace import open_part_spans
 
 if TYPE_CHECKING:
-    from celery_worker.spans import PartSpans
+    from jobs.part_spans import PartSpans
 
 GRACE_S = 60.0
 TURN_S = 0.5  # between two looks of the main loop at its children
@@ -87,7 +87,7 @@ class Parent:
         counts = WorkerCounts(self._settings.queues, self._device, self._gpus)
         if self._settings.metrics_port:
             self._exposition = Exposition(counts.registry, self._settings.metrics_host, self._settings.metrics_port)
-        self._spans = _spans(self._settings)
+        self._spans = open_part_spans(self._settings, "gristmill-worker")
         self._heart = Heart(self._settings, self.workplace, self._device, counts, self._spans, grace_s=self.grace_s)
         self._heart.start()
         atexit.register(self._close)
@@ -134,14 +134,6 @@ class Parent:
             logger.exception("child_cannot_start")
             time.sleep(1.0)
             os._exit(1)
-
-
-def _spans(settings: Settings) -> PartSpans | None:
-    if (spans := open_spans(settings, "gristmill-worker")) is None:
-        return None
-    from celery_worker.spans import PartSpans
-
-    return PartSpans(spans)
 
 
 def models_of_queues(settings: Settings) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 import structlog
 
-from jobs.model import Claim
+from jobs.model import Claim, Lost
 from jobs.trace import trace_id
 
 QUIET = (
@@ -127,8 +127,8 @@ def bind(**fields: Any) -> None:
     structlog.contextvars.bind_contextvars(**fields)
 
 
-def about(claim: Claim) -> dict[str, Any]:
-    """What every line about a claim tells: which part, which attempt at it, which trace."""
+def about(claim: Claim | Lost) -> dict[str, Any]:
+    """What every line about an attempt tells: which part, which try at it, in which trace."""
     at = claim.at
     return {
         "job_id": at.job_id,

@@ -322,11 +322,33 @@ class Cause(StrEnum):
 
 
 @dataclass(frozen=True)
+class Lost:
+    """An attempt whose lease was ended: what its claim said of it, and from when to when by the store's clock."""
+
+    at: PartKey
+    fence: int
+    pipeline: str
+    plan: Plan
+    trace: str
+    began: float
+    ended: float
+
+    @property
+    def stage(self) -> StagePlan:
+        """The plan of the stage that the part belongs to."""
+        return self.plan.stages[self.at.stage]
+
+
+@dataclass(frozen=True)
 class Ended:
-    """The answer to a finish or a fail: where the job stands now, and the rings that became due at once."""
+    """The answer to a finish or a fail: where the job stands now, and the rings that became due at once.
+
+    `lost` is the attempt, where nobody but the store knows it: its lease ran out.
+    """
 
     status: Status
     rings: tuple[Ring, ...] = ()
+    lost: Lost | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

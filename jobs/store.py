@@ -275,7 +275,7 @@ class JobStore(Protocol):
         ...
 
     def end_leases(self, limit: int, grace_s: float, delay_s: float = 0.0) -> list[Ended]:
-        """Count a loss (`worker-lost`) for each lease that ran out, as `fail` would.
+        """Count a loss (`worker-lost`) for each lease that ran out, as `fail` would; each tells the attempt it was of.
 
         After its first loss a part does not wait: the lease was its pause. After the next ones it waits for 1, 3, 7 ...
         times `delay_s`, at most BACK_OFF_MAX_S. Nothing happens while the store itself has been up for less than

@@ -13,19 +13,23 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs import log
 from jobs.dispatch import Bell, open_bell
 from jobs.errors import BrokerUnavailable, FilesFull, FilesUnavailable, StoreUnavailable
 from jobs.exposition import expose
 from jobs.files import Files, open_files
-from jobs.model import Ring
+from jobs.model import Cause, Ring
 from jobs.orphans import Orphans
 from jobs.pipeline import Pipelines
 from jobs.settings import Settings, load_or_exit
 from jobs.store import BACK_OFF_MAX_S, JobStore, open_store
 from jobs.sweeper_metrics import SweepCounts, looks
+from jobs.trace import open_part_spans
+
+if TYPE_CHECKING:
+    from jobs.part_spans import PartSpans
 
 SWEEP_S = 1.0
 ITEMS = 500  # of one step in one sweep, so that no sweep holds anything up for long
@@ -34,6 +38,7 @@ LONG, LONG_TRICKLE_S = 1_000, 60.0  # ... but one in so many seconds, where so m
 COLLECT, COLLECT_EVERY = 200, 10  # files that are looked at for orphans, and sweeps in between
 PAUSE_MAX_S = 10.0  # between two sweeps while the store is away
 BACK_OFF_S = (2.0, BACK_OFF_MAX_S)
+WORKER_LOST = "worker-lost"  # the code of the errors that `end_leases` writes
 
 logger = log.get(__name__)
 
@@ -55,9 +60,10 @@ class Sweeper:
         queues: Iterable[str],
         settings: Settings,
         counts: SweepCounts | None = None,
+        spans: PartSpans | None = None,
     ) -> None:
         self._store, self._files, self._bell = store, files, bell
-        self.counts = counts or SweepCounts()
+        self.counts, self._spans = counts or SweepCounts(), spans
         self._queues = tuple(queues)
         self._grace_s = 0.0 if "grace" in settings.without else settings.lease_s
         self._without = settings.without
@@ -105,9 +111,11 @@ class Sweeper:
         if "leases" in self._without:
             return
         ended = self._store.end_leases(ITEMS, self._grace_s, back_off(0))
-        if ended:
-            logger.warning("leases_ended", count=len(ended))
-            self.counts.leases.inc(len(ended))
+        for lost in (one.lost for one in ended if one.lost):
+            logger.warning("lease_ended", **log.about(lost))
+            self.counts.leases.inc()
+            if self._spans:
+                self._spans.ended(lost, (lost.began, lost.ended), Cause.LOSS.value, WORKER_LOST)
         self._ring("lease_over", [ring for one in ended for ring in one.rings])
 
     def _end_deadlines(self) -> None:
@@ -191,11 +199,14 @@ def run(settings: Settings, stop: threading.Event) -> None:
     store = open_store(settings.store_url, result_ttl_s=settings.result_ttl_s, without=settings.without)
     bell, looking = open_bell(settings, store.rung), open_bell(settings, store.rung)
     files, queues = open_files(settings.files_url), Pipelines(settings.pipeline_dirs).queues
-    sweeper = Sweeper(store, files, bell, queues, settings)
+    spans = open_part_spans(settings, "gristmill-sweeper")
+    sweeper = Sweeper(store, files, bell, queues, settings, spans=spans)
     for asked in looks(store, looking, files, queues):
         sweeper.counts.registry.register(asked)
     with expose(sweeper.counts.registry, settings):
         _sweep(sweeper, stop)
+    if spans:
+        spans.close()
     looking.close()
     bell.close()
     store.close()

@@ -11,6 +11,7 @@ from random import getrandbits  # seeded anew in a fork; the system's would let 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from jobs.part_spans import PartSpans
     from jobs.settings import Settings
     from jobs.spans import Spans
 
@@ -64,3 +65,12 @@ def open_spans(settings: Settings, service: str) -> Spans | None:
     from jobs.spans import Spans
 
     return Spans(settings.otlp_url, service)
+
+
+def open_part_spans(settings: Settings, service: str) -> PartSpans | None:
+    """The same, for who tells of attempts at parts."""
+    if (spans := open_spans(settings, service)) is None:
+        return None
+    from jobs.part_spans import PartSpans
+
+    return PartSpans(spans)

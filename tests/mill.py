@@ -62,14 +62,16 @@ class Mill:
         self.processes.append(process)
         return process
 
-    def submit(self, pipeline: str, *, priority: int = 4, ring: bool = True, given: Any = None, **params: Any) -> str:
+    def submit(
+        self, pipeline: str, *, priority: int = 4, ring: bool = True, given: Any = None, trace: str = "", **params: Any
+    ) -> str:
         """Accept a job as the gateway would; `given` is its input."""
         found = self.pipelines[pipeline]
         plan = found.plan(
             window=self.settings.window, max_failures=self.settings.max_failures, max_losses=self.settings.max_losses
         )
         job_id = f"job-{time.monotonic_ns()}"
-        job = Job(job_id, pipeline, plan, found.check(params), given or {}, priority, family=job_id)
+        job = Job(job_id, pipeline, plan, found.check(params), given or {}, priority, family=job_id, trace=trace)
         accepted = self.store.add([Submission(job)])[0]
         if ring:
             self.bell.ring(accepted.rings)

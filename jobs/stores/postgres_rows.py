@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import RowMapping
 
-from jobs.model import Claim, Job, JobError, PartKey, Plan, Ring, StagePlan, StageState, Status, each_progress
+from jobs.model import Claim, Job, JobError, Lost, PartKey, Plan, Ring, StagePlan, StageState, Status, each_progress
 from jobs.store import RING_UNCONFIRMED_S
 from jobs.stores.postgres_schema import UNRUNG
 
@@ -226,3 +226,8 @@ def claim_of(job: Job, row: Row, payload: bytes | None) -> Claim:
         waited_s=max(0.0, row["claimed_at"] - row["ready_at"]),
         trace=job.trace,
     )
+
+
+def lost_of(job: Job, row: Row, now: float) -> Lost:
+    """The attempt whose lease is ended now."""
+    return Lost(key_of(row), row["fence"], job.pipeline, job.plan, job.trace, row["claimed_at"], now)

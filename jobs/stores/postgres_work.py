@@ -208,7 +208,7 @@ def lose(link: Connection, at: PartKey, delay_s: float) -> Ended | None:
     waits_s = min(delay_s * (2.0 ** min(part["losses"], 30) - 1), BACK_OFF_MAX_S)
     rings = end_attempt(held, part, Cause.LOSS, error, waits_s)
     held.save()
-    return Ended(held.status, tuple(rings))
+    return Ended(held.status, tuple(rings), rows.lost_of(held.job, part, held.now))
 
 
 def end_attempt(held: Held, part: RowMapping, cause: Cause, error: JobError, delay_s: float) -> list[Ring]:

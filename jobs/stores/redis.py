@@ -294,7 +294,10 @@ class RedisStore:
 
     def end_leases(self, limit: int, grace_s: float, delay_s: float = 0.0) -> list[Ended]:
         ended = self._link.run("end_leases", limit, int(grace_s * 1000), int(delay_s * 1000))
-        return [Ended(Status(status.decode()), records.rings_of(rings)) for status, rings in ended]
+        return [
+            Ended(Status(status.decode()), records.rings_of(rings), records.lost_of(lost))
+            for status, rings, lost in ended
+        ]
 
     def end_deadlines(self, limit: int) -> list[str]:
         return [job_id.decode() for job_id in self._link.run("end_deadlines", limit)]

@@ -20,6 +20,7 @@ from jobs.model import (
     Job,
     JobError,
     LogLine,
+    Lost,
     PartKey,
     Plan,
     Ring,
@@ -195,6 +196,13 @@ def claim_of(row: Sequence[bytes | None]) -> Claim:
         waited_s=int(waited or 0) / 1000,
         trace=_text(trace),
     )
+
+
+def lost_of(row: Sequence[bytes]) -> Lost:
+    """What end_leases.lua tells of an attempt."""
+    job_id, s, g, i, fence, pipeline, plan, trace = (_text(value) for value in row[:8])
+    began, ended = (int(ms) / 1000 for ms in row[8:])
+    return Lost(PartKey(job_id, int(s), int(g), int(i)), int(fence), pipeline, plan_of(plan), trace, began, ended)
 
 
 def rings_of(rows: Sequence[Sequence[bytes]] | None) -> tuple[Ring, ...]:

@@ -1,5 +1,6 @@
 """What workers and sweepers serve at METRICS_PORT, and that it stands in nobody's way."""
 
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,8 @@ import pytest
 
 from jobs.brokers import DEAD_QUEUE, redis_list
 from jobs.model import Status
+from jobs.trace import new, span_id, trace_id
+from tests.collector import Collector
 from tests.mill import Mill
 from tests.neighbours import Valkey, free_port
 from tests.scraping import answers, scraped
@@ -187,12 +190,25 @@ def test_a_sweeper_tells_who_is_away(tmp_path):
         mill.until(lambda: sum(scraped(port)[name] for name in UPS) == 3, within_s=30, what="both to be back")
 
 
-def test_a_lease_that_ran_out_is_counted_by_the_sweeper(mill):
-    # Given a worker that dies with its part, parent and all
-    port = free_port()
-    mill.start("sweeper", ["-m", "jobs.sweeper"], METRICS_PORT=port)
-    worker = mill.worker("poison", "-c", "1")
-    mill.started(mill.submit("poison", how="deaf", seconds=60))
-    worker.kill()
-    # Then the end of its lease is told
-    mill.until(lambda: answers(port) and scraped(port)["gristmill_leases_ended_total"] == 1, what="the lease to end")
+def test_an_attempt_whose_whole_worker_was_lost_is_told_by_the_sweeper(mill):
+    # Given a worker that dies with its part, parent and all, and a collector of spans
+    port, trace = free_port(), new()
+    with Collector() as collector:
+        mill.start("sweeper", ["-m", "jobs.sweeper"], METRICS_PORT=port, OTLP_URL=collector.url)
+        worker = mill.worker("poison", "-c", "1")
+        mill.started(job_id := mill.submit("poison", trace=trace, how="deaf", seconds=60))
+        worker.kill()
+        # Then the end of its lease is counted
+        ended = "gristmill_leases_ended_total"
+        mill.until(lambda: answers(port) and scraped(port)[ended] == 1, what="the lease to end")
+        # And its span is told, inside of the request's
+        collector.until(lambda: collector.of(trace_id(trace)))
+    [span] = collector.of(trace_id(trace))
+    about = {"job_id": job_id, "stage": "swallow", "index": 0, "fence": 1}
+    assert (span.service, span.name, span.parent) == ("gristmill-sweeper", "poison.swallow", span_id(trace))
+    assert (span.about, span.error) == ({**about, "outcome": "loss"}, "worker-lost")
+    assert mill.settings.lease_s - 1 < span.ended - span.began < 60
+    # And so is a line of its log, with all that leads to it
+    [line] = [line for line in mill.logs().splitlines() if '"lease_ended"' in line]
+    told = json.loads(line)
+    assert {name: told[name] for name in (*about, "trace_id")} == {**about, "trace_id": trace_id(trace)}

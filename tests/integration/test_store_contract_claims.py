@@ -10,6 +10,7 @@ import pytest
 from jobs.errors import ClaimLost
 from jobs.model import Cause, Ended, PartKey, Standing, Status
 from jobs.store import BACK_OFF_MAX_S
+from jobs.trace import new
 from tests.ageing import age
 from tests.store_steps import (
     at_once,
@@ -252,7 +253,8 @@ def test_progress_is_kept_and_told_when_it_moved(store, make_job):
 
 def test_a_lost_lease_is_counted_once_and_its_part_comes_again(store, store_url, make_job):
     # Given two leases of which one ran out
-    job, other = put(store, make_job()), put(store, make_job())
+    trace = new()
+    job, other = put(store, make_job(trace=trace)), put(store, make_job())
     stale = take(store, part(job), lease_s=10)
     take(store, part(other), lease_s=100)
     age(store_url, 11)
@@ -262,6 +264,11 @@ def test_a_lost_lease_is_counted_once_and_its_part_comes_again(store, store_url,
     # Then one loss is counted, and told
     assert (ended.status, keys(ended.rings)) == (Status.RUNNING, [part(job)])
     assert store.get(job.id).stages[0].losses == 1
+    # and with it the attempt, which nobody else may know any more
+    lost = ended.lost
+    assert (lost.at, lost.fence, lost.pipeline, lost.stage) == (stale.at, stale.fence, stale.pipeline, stale.stage)
+    assert (lost.trace, lost.ended - lost.began) == (trace, pytest.approx(11, abs=2))
+    assert lost.ended == pytest.approx(store.now(), abs=5)
     (told,) = data(store, job, "attempt_failed")
     assert (told["cause"], told["code"], told["stage"], told["index"]) == ("loss", "worker-lost", "only", 0)
     assert told["fence"] == stale.fence

@@ -10,7 +10,8 @@ for _, key in ipairs(redis.call('ZRANGEBYSCORE', 'leases', '-inf', t, 'LIMIT', 0
     local error = error_json('worker-lost', 'The worker that held the part was lost.', stage(id, s, 'name'), i)
     local delay_ms = math.min(ARGV[3] * (2 ^ p.lo - 1), BACK_OFF_MAX_MS)
     local rings = end_attempt(id, s, g, i, p, 'loss', error, delay_ms, t)
-    ended[#ended + 1] = {field(id, 'status'), rings}
+    local h = redis.call('HMGET', job(id), 'status', 'pipeline', 'plan', 'trace')
+    ended[#ended + 1] = {h[1], rings, {id, s, g, i, tostring(p.f), h[2], h[3], h[4] or '', p.ca, t}}
   end
 end
 return ended

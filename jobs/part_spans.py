@@ -1,10 +1,13 @@
-"""The spans of attempts at parts, told by the worker's parent: so those of a child that was killed are told as well."""
+"""The spans of attempts at parts. The worker's parent tells them, so that of a killed child is told as well.
+
+The sweeper tells those of workers that were lost whole.
+"""
 
 from __future__ import annotations
 
 from opentelemetry.trace import SpanKind
 
-from jobs.model import Cause, Claim
+from jobs.model import Cause, Claim, Lost
 from jobs.spans import Spans
 from jobs.trace import inside
 
@@ -26,7 +29,7 @@ class PartSpans:
         """In a forked child: the parent tells."""
         self._spans.forget()
 
-    def ended(self, claim: Claim, times: tuple[float, float], outcome: str, code: str = "") -> None:
+    def ended(self, claim: Claim | Lost, times: tuple[float, float], outcome: str, code: str = "") -> None:
         """An attempt is over; see `celery_worker.metrics` for the outcomes. `code` is its error's.
 
         A job of an older version belongs to no trace.
