@@ -92,7 +92,7 @@ def main() -> int:
     lines += [f"figure {prefix}_fps_video {found.frames / found.wall_s:.1f} (in {found.wall_s:.0f} s)"]
     share = None if found.busy_s is None else found.busy_s / found.inference_s
     if found.busy_s is None:
-        print(f"  {device.name} does not tell how busy it is: NVML knows that of whole GPUs only")
+        print(f"  NVML does not tell how busy {device.name} is: of a MIG slice it never does")
     else:
         lines += [
             f"figure {prefix}_busy_share {share:.3f} (of {found.inference_s:.0f} s of inference; goal at least {GOAL})",

@@ -1,15 +1,18 @@
-"""Runs an iterator in a thread of its own, a few items ahead: decoding, drawing and encoding overlap."""
+"""Runs an iterator in a thread of its own, or calls in some, a few ahead: decoding, computing and drawing overlap."""
 
 from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 DEPTH = 4  # pictures that wait between two threads; each may be large
 WAIT_S = 0.5
+CALLS = 2  # of a GPU at once: while the answers of one are on their way and one thread waits for its turn, it computes
 END = object()
 
 
@@ -63,3 +66,29 @@ def ahead(
     finally:
         left.set()
         thread.join()
+
+
+def in_order(
+    calls: Iterable[Callable[[], T]], waiting: Callable[[], None] = lambda: None, at_once: int = CALLS
+) -> Generator[T, None, None]:
+    """What each call returns, in order, or raises. So many run at once, and one more is ready to.
+
+    `waiting` is called now and then while none is done. Close it: it ends when those that run have ended.
+    """
+    pool = ThreadPoolExecutor(at_once, "calls")
+    under_way: deque[Future[T]] = deque()
+    try:
+        for call in calls:
+            under_way.append(pool.submit(call))
+            if len(under_way) > at_once:
+                yield _returned(under_way.popleft(), waiting)
+        while under_way:
+            yield _returned(under_way.popleft(), waiting)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _returned(call: Future[T], waiting: Callable[[], None]) -> T:
+    while not wait([call], WAIT_S).done:
+        waiting()
+    return call.result()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import cv2
 import numpy as np
+
+from celery_worker.pipelines.video.ahead import in_order
 
 MODEL = "efficientdet-lite0"
 SIDE = 320  # the model's input is SIDE x SIDE
@@ -44,9 +48,26 @@ def detect(
 
 def answers(session: Any, frames: np.ndarray, batch: int) -> Generator[Answer, None, None]:
     """What the model says of each frame, `batch` of them to a call."""
+    for call in _calls(session, frames, batch):
+        yield from zip(*call(), strict=True)
+
+
+def answers_ahead(
+    session: Any, frames: np.ndarray, batch: int, waiting: Callable[[], None]
+) -> Generator[Answer, None, None]:
+    """The same, for a GPU: it computes the next batches while one is read. `waiting` is called now and then.
+
+    Close it: the frames must not be taken away under a call.
+    """
+    with closing(in_order(_calls(session, frames, batch), waiting)) as said:
+        for one in said:
+            yield from zip(*one, strict=True)
+
+
+def _calls(session: Any, frames: np.ndarray, batch: int) -> Iterator[Callable[[], Sequence[np.ndarray]]]:
     for first in range(0, len(frames), batch):
-        boxes, scores, ids = session.run(["boxes", "scores", "class_ids"], {"images": frames[first : first + batch]})
-        yield from zip(boxes, scores, ids, strict=True)
+        given = {"images": frames[first : first + batch]}
+        yield partial(session.run, ["boxes", "scores", "class_ids"], given)
 
 
 def suppressed(answer: Answer, size: tuple[int, int], min_score: float, classes: frozenset[int]) -> list[Detection]:

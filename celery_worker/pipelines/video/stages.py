@@ -13,10 +13,9 @@ import numpy as np
 
 from celery_worker.confined import confined
 from celery_worker.pipelines.video import track
-from celery_worker.pipelines.video.ahead import ahead
 from celery_worker.pipelines.video.annotations import Seen, as_coco, as_csv, as_lines, as_mot
 from celery_worker.pipelines.video.decode import sampling
-from celery_worker.pipelines.video.detect import MODEL, SIDE, Answer, Detection, answers, suppressed
+from celery_worker.pipelines.video.detect import MODEL, SIDE, Answer, Detection, answers, answers_ahead, suppressed
 from celery_worker.pipelines.video.export import write_zip
 from celery_worker.pipelines.video.finish import count_of, finish, result_of
 from celery_worker.pipelines.video.persons import MODEL as BODY
@@ -56,9 +55,11 @@ def inference(bench: Workbench, segment: Mapping[str, Any]) -> dict[str, Any]:
     clock = Clock()
     frames = _frames(bench, segment)
     found: list[list[Detection]] = []
-    said: Generator[Answer, None, None] = answers(bench.model(MODEL), frames, bench.batch)
-    if bench.batch > 1:  # a GPU computes the next batch while this one is read
-        said = ahead(said, bench.checkpoint, depth=2 * bench.batch)
+    said: Generator[Answer, None, None]
+    if bench.batch > 1:
+        said = answers_ahead(bench.model(MODEL), frames, bench.batch, bench.checkpoint)
+    else:
+        said = answers(bench.model(MODEL), frames, 1)
     with closing(said):
         for answer in said:
             found.append(_detections(bench, segment, answer))

@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from celery_worker.pipelines.video.ahead import ahead
+from celery_worker.pipelines.video.ahead import ahead, in_order
 
 
 def threads():
@@ -56,3 +56,51 @@ def test_a_reader_can_leave_while_it_waits():
     with pytest.raises(KeyboardInterrupt):
         next(ahead(slow(), waiting=leave))
     assert threads() == []
+
+
+def callers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("calls")]
+
+
+def test_calls_return_in_order_whichever_ends_first():
+    calls = [lambda n=n: time.sleep(0.002 * (n % 3)) or n for n in range(30)]
+    assert list(in_order(calls)) == list(range(30))
+    assert callers() == []
+
+
+def test_the_next_call_is_under_way_while_the_one_before_it_runs():
+    # Given a first call that ends only once the second one has begun: a GPU would else idle between the two
+    begun = threading.Event()
+    first, second = in_order([lambda: begun.wait(10), lambda: begun.set() or 2])
+    assert (first, second) == (True, 2)
+
+
+def test_a_call_that_breaks_is_told_at_its_place_and_the_others_are_left():
+    ran = []
+
+    def breaks():
+        raise ValueError("broken")
+
+    said = in_order([lambda: 1, breaks, *(lambda n=n: ran.append(n) for n in range(20))])
+    assert next(said) == 1
+    with pytest.raises(ValueError, match="broken"):
+        next(said)
+    assert len(ran) < 20
+    assert callers() == []
+
+
+def test_a_reader_that_leaves_waits_for_the_calls_that_run():
+    ended = []
+    with closing(in_order([lambda: 1, *[lambda: time.sleep(0.2) or ended.append(True)] * 5])) as said:
+        next(said)
+    assert 1 <= len(ended) <= 3  # what they read may be taken away now
+    assert callers() == []
+
+
+def test_a_reader_can_leave_while_a_call_runs():
+    def leave():
+        raise KeyError("dismissed")
+
+    with pytest.raises(KeyError):
+        next(in_order([lambda: time.sleep(1.2)], waiting=leave))
+    assert callers() == []
