@@ -27,9 +27,9 @@ from typing import Any
 import av
 import numpy as np
 
-from bench.gpu_watch import STREET, watched
+from bench.gpu_share import STREET, VIDEO, shares
+from bench.gpu_watch import watched
 from bench.rounds import figure, machine
-from bench.servers import ROOT
 from celery_worker import cuda, devices
 from celery_worker.models import Models
 from celery_worker.pipelines.video import persons
@@ -38,13 +38,13 @@ from celery_worker.testing import MODELS, run
 from celery_worker.workbench import Device
 from jobs.errors import SettingsInvalid
 
-VIDEO = ROOT / "celery_worker" / "pipelines" / "video"
 BATCH = 16
 SIZES = (1, 4, 8, 16, 32)
 BOX_PX, SCORE = 1.0, 0.01  # so far apart may a GPU's detections be: it adds floats up in another order
 LANDMARK_PX = 1.0  # ... and a landmark, in pixels of its model's 256
 WARM_S = 1.0  # a GPU that idled runs at a fraction of its clock for a moment
 GOAL = 0.9
+CLOCKED = (500, 1000, 2000)  # frames a second of a device that is a clock
 NO_GPU = (
     "gpu-check: there is no GPU here that ONNX Runtime can use (DEVICE={setting}): {why}. Nothing was checked. "
     "It needs NVIDIA's driver, and onnxruntime-gpu in the place of onnxruntime (requirements/gpu.txt)."
@@ -91,7 +91,12 @@ def main() -> int:
     lines += [f"figure {prefix}_fps_batch_{size} {rate:.1f}" for size, rate in rates.items()]
     lines += [f"figure {prefix}_fps_video {found.frames / found.wall_s:.1f} (in {found.wall_s:.0f} s)"]
     share = None if found.busy_s is None else found.busy_s / found.inference_s
-    if found.busy_s is None:
+    if device.kind == "simulated":
+        lines += [
+            figure(f"simulated_busy_share_at_{rate}_fps", shares(device, BATCH, rate, asked.rounds), f"at least {GOAL}")
+            for rate in CLOCKED
+        ]
+    elif found.busy_s is None or share is None:
         print(f"  NVML does not tell how busy {device.name} is: of a MIG slice it never does")
     else:
         lines += [

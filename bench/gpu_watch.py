@@ -9,13 +9,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.servers import ROOT, Servers
+from bench.gpu_share import STREET
+from bench.servers import Servers
 from bench.video import repeat
 from celery_worker import nvml
 from celery_worker.workbench import Device
 from gristmill import Client, Job, Stage
 
-STREET = ROOT / "samples" / "street.mp4"
 SAMPLE_S = 0.05
 WINDOW_S = 1.2  # NVML tells of the last 1/6 to 1 s, by the device
 START_S = 300.0  # until the first job is through: a large GPU's libraries are read from the disk first

@@ -61,6 +61,7 @@ def run(
     limits: Limits = Limits(max_pixels=67_108_864, max_memory_mb=4_096),  # noqa: B008 - frozen
     allowed_hosts: Sequence[str] = (),
     batch: int = 1,
+    models: Models | None = None,
 ) -> Run:
     """Run all stages in order, with real files below `folder` (a temporary one if none is given, removed at exit).
 
@@ -68,6 +69,7 @@ def run(
     in index order, each stage has a scratch folder of its own. `dismiss_at=("decode", 3)` dismisses the job at the
     third checkpoint of that stage; the run then ends with `dismissed`. Other errors of a stage are raised as they are.
     `batch` is what a worker would have measured: so many inputs share a call, of several parts where a stage can.
+    `models` take the place of those in `models_dir`.
     `input={"url": ...}` is really fetched; `allowed_hosts` is the setting ALLOWED_HOSTS.
     """
     found = pipeline if isinstance(pipeline, Pipeline) else read(Path(pipeline))
@@ -76,7 +78,7 @@ def run(
     workshop = _Workshop(
         done, load(found), [Path(file) for file in files], input or {}, limits, device or devices.find("cpu")
     )
-    workshop.models = _models(models_dir, workshop.device)
+    workshop.models = models or _models(models_dir, workshop.device)
     workshop.dismiss_at = dismiss_at
     workshop.batch = batch
     workshop.terms = Terms(allowed(allowed_hosts), most_bytes=1 << 30, within_s=60.0)

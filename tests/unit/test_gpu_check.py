@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 from bench.gpu_check import by_frame, differences
+from bench.gpu_share import shares
+from celery_worker.workbench import Device
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CAR = {"frame": 3, "class": "car", "score": 0.8, "box": [10.0, 20.0, 50.0, 40.0]}
@@ -39,3 +41,10 @@ def test_what_differs_is_told_from_both_sides():
 def test_detections_are_read_by_frame(tmp_path):
     (tmp_path / "d.jsonl").write_text('{"frame": 0, "class": "car"}\n{"frame": 2, "class": "bus"}\n')
     assert {frame: len(found) for frame, found in by_frame(tmp_path / "d.jsonl").items()} == {0: 1, 2: 1}
+
+
+def test_a_device_that_is_a_clock_tells_what_share_of_the_time_it_was_given_work():
+    # Given a device so slow that the host hardly counts
+    device = Device("simulated:0 a clock", "simulated", memory_bytes=1 << 30)
+    [share] = shares(device, 16, 200, 1)
+    assert 0.5 < share <= 1.0
