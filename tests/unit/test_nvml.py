@@ -118,3 +118,16 @@ def test_without_a_driver_the_reason_is_told(monkeypatch):
 def test_a_runtime_without_cuda_says_so():
     # the tests' environment has the plain one
     assert "is the one without CUDA" in cuda.trouble()
+
+
+def test_a_driver_that_is_too_old_for_this_cuda_is_named(monkeypatch):
+    # Given a runtime for CUDA 13, and a driver that answers, but knows CUDA 12 at most
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [cuda.PROVIDER, "CPUExecutionProvider"])
+    monkeypatch.setattr("onnxruntime.capi.build_and_package_info.cuda_version", "13.0", raising=False)
+    monkeypatch.setattr(nvml, "trouble", lambda: "")
+    monkeypatch.setattr(nvml, "driver", lambda: ("550.54.15", (12, 4)))
+    # Then both are told: CUDA itself would say "CUDA failure 35", or nothing
+    assert cuda.trouble() == "driver 550.54.15 is for CUDA 12.4 at most, and this onnxruntime needs CUDA 13.0"
+    # and with a newer driver, what the libraries lack: the plain runtime has none of CUDA's
+    monkeypatch.setattr(nvml, "driver", lambda: ("580.95.05", (13, 0)))
+    assert "libonnxruntime_providers_" in cuda.trouble()
