@@ -10,6 +10,7 @@ from prometheus_client.core import REGISTRY, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from jobs.asked import Asked
+from jobs.errors import StoreUnavailable
 from jobs.model import Accepted
 from jobs.store import JobStore
 
@@ -56,11 +57,16 @@ def text(asked: CollectorRegistry) -> bytes:
 
 
 def of_store(store: JobStore) -> CollectorRegistry:
-    """How many jobs there are, for all gateways the same; without them when the store does not answer."""
+    """How many jobs there are, for all gateways the same; without them when the store does not answer in time."""
 
     def ask() -> list[Metric]:
+        store.ping()
+        try:
+            counted = store.counts()
+        except StoreUnavailable:  # it has just answered: there are more jobs than Postgres counts in time
+            return []
         jobs = GaugeMetricFamily("gristmill_jobs", "Jobs by pipeline and status.", labels=["pipeline", "status"])
-        for (pipeline, status), count in store.counts().items():
+        for (pipeline, status), count in counted.items():
             jobs.add_metric([pipeline, status.value], count)
         return [jobs]
 

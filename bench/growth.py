@@ -2,6 +2,7 @@
 
 submit: the p50 of POST /process over HTTP with 100,000 jobs waiting, beside the same gateway when it was empty.
 page: the p50 of a page of GET /jobs with 1,000,000 jobs in the store. bytes: what a finished job takes in each store.
+look: what sweeps and scrapes ask of the store, behind the backlog and then with the history.
 The jobs are really accepted, and the finished ones really finished, by the store's own steps. The million waits, which
 is harder than a million that is over: every index has it.
 """
@@ -13,13 +14,14 @@ import http.client
 import json
 import statistics
 import time
+from collections.abc import Iterator
 
 import psycopg2
 import redis
 
 from bench.rounds import machine
 from bench.servers import Servers
-from jobs.model import Job, PartKey, Plan, StagePlan, Submission
+from jobs.model import Job, PartKey, Plan, Ring, StagePlan, Submission
 from jobs.store import JobStore, open_store
 from tests.conftest import migrate
 from tests.neighbours import Postgres
@@ -27,6 +29,7 @@ from tests.neighbours import Postgres
 BODY = json.dumps({"pipeline": "addition", "params": {"x": 40, "y": 2}})
 PLAN = Plan((StagePlan("add", "io"),))
 BATCH = 500
+LOOKS = 9
 
 
 def main() -> int:
@@ -60,11 +63,15 @@ def measure(kind: str, url: str, servers: Servers, asked: argparse.Namespace) ->
     full = submit(port, asked.requests)
     place = get(port, f"/jobs/{waiting[-1]}", asked.requests // 4)
     print(f"  {kind}: submit {empty:.2f} ms empty, {full:.2f} ms behind {asked.waiting:,}", flush=True)
+    confirm(store, waiting)
+    behind = list(looks(f"{kind}_{asked.waiting}", store))
     fill(store, asked.jobs - sum(store.counts().values()))
     page = get(port, "/jobs?limit=50", asked.requests // 4)
     filtered = get(port, "/jobs?limit=50&status=accepted&processID=addition", asked.requests // 4)
+    behind += looks(f"{kind}_{asked.jobs}", store)
     store.close()
     return [
+        *behind,
         f"figure growth_submit_ratio_{kind} {full / empty:.3f} (behind {asked.waiting:,} waiting; goal at most 1.2)",
         f"figure growth_place_ms_{kind} {place:.2f} (a job's document behind {asked.waiting:,})",
         f"figure growth_page_ms_{kind} {page:.2f} (of {asked.jobs:,} jobs; goal under 20)",
@@ -83,6 +90,24 @@ def fill(store: JobStore, count: int) -> list[str]:
         store.add([Submission(job) for job in some])
         made += ids
     return made
+
+
+def confirm(store: JobStore, waiting: list[str]) -> None:
+    """Their rings, as the broker confirms them."""
+    rings = [Ring(PartKey(job_id, 0), "addition.add", "io", 4) for job_id in waiting]
+    for start in range(0, len(rings), BATCH):
+        store.rung(rings[start : start + BATCH])
+
+
+def looks(of: str, store: JobStore) -> Iterator[str]:
+    """What each sweep asks (`rung_counts`), and each scrape besides; the medians of some."""
+    for what in ("rung_counts", "longest_waits", "pressure", "counts"):
+        took = []
+        for _ in range(LOOKS):
+            began = time.perf_counter()
+            getattr(store, what)()
+            took.append(time.perf_counter() - began)
+        yield f"figure growth_{what}_ms_{of} {statistics.median(took) * 1e3:.2f}"
 
 
 def submit(port: int, requests: int) -> float:

@@ -59,6 +59,7 @@ RING_FALLBACK_S = 60.0  # a confirmed ring nobody answered is repeated after thi
 RING_FALLBACK_MAX_S = 3600.0  # ... up to this
 BACK_OFF_MAX_S = 300.0  # no part waits longer for its next attempt
 NO_WORKER_S = (2.0, 60.0)  # before a part that no worker could take is rung again: the first, doubling up to the second
+RUNG_COUNTED = 20_000  # rung parts of one queue that are counted at least
 LINE_STARTS = 1_000  # starts of a line that are remembered ...
 LINE_S = 300.0  # ... for so long
 LINE_LEAST_S = 10.0  # and spread over this at least, unless there were that many
@@ -241,7 +242,11 @@ class JobStore(Protocol):
         ...
 
     def rung_counts(self) -> dict[str, int]:
-        """By queue: how many rung parts are ready. Queues with none may be missing."""
+        """By queue: how many rung parts are ready. Queues with none may be missing.
+
+        It is asked each second, so a store that must count stops at RUNG_COUNTED of a queue: while so many messages
+        wait there, nobody needs to know whether more are missing.
+        """
         ...
 
     def missing(self, queue: str, messages: int, limit: int) -> list[Ring]:

@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Double, and_, cast, extract, func, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Double,
+    Integer,
+    and_,
+    cast,
+    extract,
+    func,
+    select,
+    text,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from jobs.model import JobError, PartKey, Ring, Status
-from jobs.store import RING_FALLBACK_MAX_S, RING_FALLBACK_S, RING_UNCONFIRMED_S
+from jobs.store import RING_FALLBACK_MAX_S, RING_FALLBACK_S, RING_UNCONFIRMED_S, RUNG_COUNTED
 from jobs.stores import postgres_rows as rows
 from jobs.stores.postgres_held import CLOCK, hold
 from jobs.stores.postgres_schema import LATER, LEASED, RUNG, UNRUNG, guards, jobs, parts
@@ -17,6 +30,17 @@ from jobs.stores.postgres_schema import LATER, LEASED, RUNG, UNRUNG, guards, job
 KEY = (parts.c.job_id, parts.c.stage, parts.c.generation, parts.c.index)
 DEADLINE = JobError("deadline-passed", "The job was not finished by its deadline.")
 _DOUBLED = RING_FALLBACK_S * func.power(2, func.least(parts.c.rings + 1, 30))
+_RUNG = text(f"""
+WITH RECURSIVE known (queue) AS (
+  (SELECT queue FROM parts WHERE state = '{RUNG}' ORDER BY queue LIMIT 1)
+  UNION ALL
+  SELECT (SELECT queue FROM parts WHERE state = '{RUNG}' AND queue > known.queue ORDER BY queue LIMIT 1)
+  FROM known WHERE known.queue IS NOT NULL
+)
+SELECT known.queue, (
+  SELECT count(*) FROM (SELECT 1 FROM parts WHERE state = '{RUNG}' AND parts.queue = known.queue LIMIT :most) AS first
+) AS counted FROM known WHERE known.queue IS NOT NULL
+""").columns(queue=parts.c.queue.type, counted=Integer)  # each queue costs :most steps in an index at most
 _NEXT_FALLBACK = CLOCK + func.least(_DOUBLED, RING_FALLBACK_MAX_S)
 
 
@@ -34,14 +58,14 @@ def unrung(link: Connection, limit: int) -> list[Ring]:
 
 def rung_counts(link: Connection) -> dict[str, int]:
     """By queue: how many rung parts are ready."""
-    counted = select(parts.c.queue, func.count()).where(parts.c.state == RUNG).group_by(parts.c.queue)
-    return {row[0]: row[1] for row in link.execute(counted)}
+    return {row.queue: row.counted for row in link.execute(_RUNG, {"most": RUNG_COUNTED})}
 
 
 def missing(link: Connection, queue: str, messages: int, limit: int) -> list[Ring]:
     """Rings by deficit. The guard's row is locked until the end, so that two sweepers cannot both find it."""
     here = and_(parts.c.state == RUNG, parts.c.queue == queue)
-    deficit = min((link.scalar(select(func.count()).select_from(parts).where(here)) or 0) - messages, limit)
+    some = select(parts.c.ring_due).where(here).limit(messages + limit).subquery()
+    deficit = (link.scalar(select(func.count()).select_from(some)) or 0) - messages
     if deficit <= 0:
         return []
     guard = upsert(guards).values(queue=queue, at=CLOCK)

@@ -5,17 +5,23 @@ import os
 import signal
 import socket
 import time
+from contextlib import closing
 
 import httpx2
+import psycopg2
 import pytest
+from prometheus_client import generate_latest
 
+from api.metrics import of_store
 from jobs.brokers import DEAD_QUEUE, redis_list
 from jobs.model import Status
+from jobs.store import open_store
 from jobs.trace import new, span_id, trace_id
 from tests.collector import Collector
 from tests.mill import Mill
 from tests.neighbours import Valkey, free_port
 from tests.scraping import answers, scraped
+from tests.store_steps import put
 
 ADDED = 'pipeline="addition",stage="add"'
 SWALLOWED = 'pipeline="poison",stage="swallow"'
@@ -188,6 +194,21 @@ def test_a_sweeper_tells_who_is_away(tmp_path):
         broker.start()
         store.start()
         mill.until(lambda: sum(scraped(port)[name] for name in UPS) == 3, within_s=30, what="both to be back")
+
+
+def test_a_history_that_takes_too_long_to_count_does_not_make_the_store_look_away(postgres_url, make_job):
+    # Given a store that answers, but does not count its jobs in time: somebody locks their table
+    with closing(open_store(postgres_url)) as store, closing(psycopg2.connect(postgres_url)) as link:
+        put(store, make_job())
+        gauges = of_store(store)
+        link.cursor().execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
+        # Then its jobs are not told, and it is up
+        assert "gristmill_jobs{" not in (told := generate_latest(gauges).decode())
+        assert "gristmill_store_up 1.0" in told
+        # And it is not asked again at once
+        began = time.monotonic()
+        generate_latest(gauges)
+        assert time.monotonic() - began < 1
 
 
 def test_an_attempt_whose_whole_worker_was_lost_is_told_by_the_sweeper(mill):
