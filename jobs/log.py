@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import json
 import logging
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -78,8 +78,8 @@ class _Lines:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._turn: list[str] = []
-        atexit.register(self._end_turn)
+        self._turn: deque[str] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def take(self, line: str) -> None:
         """Write a line, soon if the caller is in an event loop. A log that cannot be written stops no work."""
@@ -88,12 +88,15 @@ class _Lines:
         except RuntimeError:
             self._write(f"{line}\n")
             return
-        if not self._turn:
+        if not self._turn or loop is not self._loop:
+            self._loop = loop
             loop.call_soon(self._end_turn)
         self._turn.append(f"{line}\n")
 
     def _end_turn(self) -> None:
-        lines, self._turn = self._turn, []
+        lines = []
+        while self._turn:  # other threads may have loops, and lines, of their own
+            lines.append(self._turn.popleft())
         self._write("".join(lines))
 
     def _write(self, text: str) -> None:

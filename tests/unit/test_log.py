@@ -95,6 +95,27 @@ asyncio.run(main())
     assert [line["event"] for line in lines] == ["last"]
 
 
+def test_a_loop_that_was_left_in_its_turn_keeps_no_line_of_the_next_one():
+    # Given a loop that is never run again, with a line that waits for its turn's end
+    _, lines = run("""
+left = asyncio.new_event_loop()
+left.call_soon(lambda: (logger.info("left"), sys.exit()))
+try:
+    left.run_forever()
+except SystemExit:
+    pass
+
+async def main():
+    logger.info("next")
+    await asyncio.sleep(0)
+
+asyncio.run(main())
+os._exit(0)
+""")
+    # Then both are there, by the next one's turn
+    assert [line["event"] for line in lines] == ["left", "next"]
+
+
 def test_a_log_that_cannot_be_written_stops_no_work():
     # Given a disk that is full
     with open("/dev/full", "wb") as full:
