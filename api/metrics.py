@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import REGISTRY, GaugeMetricFamily, Metric
@@ -26,25 +27,19 @@ WAITING = Gauge("gristmill_waiting", "Streams and waiting requests.", multiproce
 
 def answered(operation: str, status: int, seconds: float) -> None:
     """Count one answer."""
-    count, time = _children(operation, status)
-    count.inc()
-    time.observe(seconds)
-
-
-@cache
-def _children(operation: str, status: int) -> tuple[Counter, Histogram]:
-    """Looking a metric up by its labels costs more than counting."""
-    return REQUESTS.labels(operation, str(status)), SECONDS.labels(operation)
-
-
-@cache
-def _child(counter: Counter, pipeline: str) -> Counter:
-    return counter.labels(pipeline)
+    _child(REQUESTS, operation, status).inc()
+    _child(SECONDS, operation).observe(seconds)
 
 
 def accepted(answer: Accepted) -> None:
     """Count one submission."""
     _child(REPLAYED if answer.replayed else ACCEPTED, answer.job.pipeline).inc()
+
+
+@cache
+def _child(metric: Any, *labels: str | int) -> Any:
+    """Looking a metric up by its labels costs more than counting."""
+    return metric.labels(*labels)
 
 
 def text(asked: CollectorRegistry) -> bytes:

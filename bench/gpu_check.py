@@ -27,9 +27,10 @@ from typing import Any
 import av
 import numpy as np
 
-from bench.gpu_share import STREET, VIDEO, shares
+from bench.gpu_share import VIDEO, shares
 from bench.gpu_watch import watched
 from bench.rounds import figure, machine
+from bench.video import STREET
 from celery_worker import cuda, devices
 from celery_worker.models import Models
 from celery_worker.pipelines.video import persons

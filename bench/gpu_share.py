@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from bench.servers import ROOT
+from bench.video import STREET
 from celery_worker.models import Models
 from celery_worker.pipelines.video.detect import MODEL
 from celery_worker.testing import MODELS, run
 from celery_worker.workbench import Device
 
 VIDEO = ROOT / "celery_worker" / "pipelines" / "video"
-STREET = ROOT / "samples" / "street.mp4"
 PARAMS = {"fps": 25, "tasks": ["detect"], "outputs": ["detections"]}
 
 

@@ -9,9 +9,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.gpu_share import STREET
+from bench.gpu_share import PARAMS
 from bench.servers import Servers
-from bench.video import repeat
+from bench.video import STREET, repeat
 from celery_worker import nvml
 from celery_worker.workbench import Device
 from gristmill import Client, Job, Stage
@@ -20,7 +20,6 @@ SAMPLE_S = 0.05
 WINDOW_S = 1.2  # NVML tells of the last 1/6 to 1 s, by the device
 START_S = 300.0  # until the first job is through: a large GPU's libraries are read from the disk first
 DISMISSALS = 3
-PARAMS = {"tasks": ["detect"], "outputs": ["detections"], "fps": 25}
 
 
 @dataclass(frozen=True)
